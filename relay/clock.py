@@ -1,0 +1,64 @@
+"""The only reader of time, and the only place that waits for it."""
+
+import asyncio
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """What the rest of the relay knows of time."""
+
+    def now(self) -> int:
+        """Unix milliseconds."""
+        ...
+
+    async def wait(self, event: asyncio.Event, until: int | None) -> bool:
+        """Wait for `event`, at most until the instant `until` (None: for ever).
+
+        True when the event was set, False when the time came first. The event is left as it is.
+        """
+        ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    async def wait(self, event: asyncio.Event, until: int | None) -> bool:
+        if until is None:
+            return await event.wait()
+        try:
+            async with asyncio.timeout(max(0, until - self.now()) / 1000):
+                return await event.wait()
+        except TimeoutError:
+            return event.is_set()
+
+
+class FakeClock:
+    """Stands still until told: a week of retries runs in milliseconds of test."""
+
+    def __init__(self, now: int = 1_800_000_000_000) -> None:
+        self._now = now
+        self._moved = asyncio.Event()
+
+    def now(self) -> int:
+        return self._now
+
+    def advance(self, ms: int) -> None:
+        """Move forward (or, negative, back) and let every waiter look at the new time."""
+        self._now += ms
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    async def wait(self, event: asyncio.Event, until: int | None) -> bool:
+        while not event.is_set() and (until is None or self._now < until):
+            moved = asyncio.ensure_future(self._moved.wait())
+            set_ = asyncio.ensure_future(event.wait())
+            try:
+                await asyncio.wait((moved, set_), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                moved.cancel()
+                set_.cancel()
+        return event.is_set()

@@ -1,0 +1,198 @@
+"""Where a message stands: every change of a delivery's state is decided in this file.
+
+A delivery rests in CREATED, ACTIVE or RETRY while it is alive and ends in DELIVERED, FAILED or CANCELED.
+What an attempt changes is a `Settlement`, built by `settle()` or by a named constructor, and written by
+storage in one transaction.
+"""
+
+from enum import Enum, IntEnum
+
+from msgspec import Struct
+
+from relay.domain.backoff import next_delay_ms
+from relay.domain.message import Headers, Message, MessageId, TenantId
+
+#: A delivery whose lease is lost this many times in a row counts as a failed attempt, so that a message
+#: that kills its worker ends in the dead-letter queue instead of in a loop.
+MAX_LOST_LEASES = 5
+
+NON_RETRYABLE_STATUS = 489
+NON_RETRYABLE_HEADER = "upstash-nonretryable-error"
+
+
+class State(Enum):
+    """The states of the API. ERROR and CANCEL_REQUESTED are passed through, never rested in."""
+
+    CREATED = "CREATED"
+    ACTIVE = "ACTIVE"
+    RETRY = "RETRY"
+    ERROR = "ERROR"
+    DELIVERED = "DELIVERED"
+    FAILED = "FAILED"
+    CANCEL_REQUESTED = "CANCEL_REQUESTED"
+    CANCELED = "CANCELED"
+
+
+#: Which state may follow which. ACTIVE follows ACTIVE when a lost lease is claimed again.
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.CREATED: frozenset({State.ACTIVE, State.CANCEL_REQUESTED}),
+    State.ACTIVE: frozenset({State.ACTIVE, State.DELIVERED, State.ERROR, State.CANCEL_REQUESTED}),
+    State.ERROR: frozenset({State.RETRY, State.FAILED, State.CANCELED}),
+    State.RETRY: frozenset({State.ACTIVE, State.CANCEL_REQUESTED}),
+    State.CANCEL_REQUESTED: frozenset({State.CANCELED, State.DELIVERED, State.ERROR}),
+    State.DELIVERED: frozenset(),
+    State.FAILED: frozenset(),
+    State.CANCELED: frozenset(),
+}
+
+FINAL = frozenset({State.DELIVERED, State.FAILED, State.CANCELED})
+
+
+class Change(IntEnum):
+    """One transaction's effect on a delivery, and so one row of history; `states` are its log entries in order.
+
+    Entries of one change share its instant. The numbers are stored: never renumber.
+    """
+
+    CREATED = 1
+    STARTED_AT_ONCE = 2
+    STARTED = 3
+    DELIVERED = 4
+    RETRIED = 5
+    FAILED = 6
+    CANCELED_AFTER_ERROR = 7
+    CANCEL_REQUESTED = 8
+    CANCELED = 9
+    #: Handed back unsent at shutdown: no attempt was made, so the log says nothing.
+    RELEASED = 10
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        return _STATES[self]
+
+
+_STATES: dict[Change, tuple[State, ...]] = {
+    Change.CREATED: (State.CREATED,),
+    Change.STARTED_AT_ONCE: (State.CREATED, State.ACTIVE),
+    Change.STARTED: (State.ACTIVE,),
+    Change.DELIVERED: (State.DELIVERED,),
+    Change.RETRIED: (State.ERROR, State.RETRY),
+    Change.FAILED: (State.ERROR, State.FAILED),
+    Change.CANCELED_AFTER_ERROR: (State.ERROR, State.CANCELED),
+    Change.CANCEL_REQUESTED: (State.CANCEL_REQUESTED,),
+    Change.CANCELED: (State.CANCEL_REQUESTED, State.CANCELED),
+    Change.RELEASED: (),
+}
+
+
+class Claim(Struct, frozen=True, kw_only=True):
+    """The right to make one attempt.
+
+    `claim_no` rises with every claim of the message and fences its settlement: whoever settles under an older
+    number is refused. `retried` counts the retries before this attempt (0 on the first). `lost_leases` counts
+    the workers in a row that took this delivery and never came back.
+    """
+
+    message: Message
+    claim_no: int
+    claimed_at: int
+    retried: int = 0
+    lost_leases: int = 0
+
+
+class Lease(Struct, frozen=True, kw_only=True):
+    """The identity of a claim without its message: enough to renew it."""
+
+    tenant: TenantId
+    message_id: MessageId
+    claim_no: int
+
+
+class Attempt(Struct, frozen=True, kw_only=True):
+    """One exchange with a destination, whatever came of it.
+
+    `status` is None when no complete response head arrived; then `error` says why, as a sentence. Both are set
+    when the head arrived and the body did not. `body` is cut at the configured bound.
+    """
+
+    started_at: int
+    ended_at: int
+    status: int | None = None
+    headers: Headers = ()
+    body: bytes = b""
+    error: str | None = None
+
+    @property
+    def succeeded(self) -> bool:
+        """Only a complete 2xx answer is a success; a redirect is a failure like any other."""
+        return self.error is None and self.status is not None and 200 <= self.status <= 299
+
+
+class Settlement(Struct, frozen=True, kw_only=True):
+    """Everything one attempt changes, as a value: state, due time, history, dead letter, messages to publish.
+
+    Storage refuses it when `claim` is no longer the current one. `due_at` is set when the delivery stays alive.
+    A FAILED change leaves a dead letter carrying the attempt.
+    """
+
+    claim: Claim
+    change: Change
+    at: int
+    attempt: Attempt | None = None
+    due_at: int | None = None
+    publishes: tuple[Message, ...] = ()
+
+    def canceled(self) -> "Settlement":
+        """The same outcome for a delivery whose cancellation was asked for while it was in flight.
+
+        A success stands, since the endpoint has acted on it; a failure ends the delivery instead of retrying
+        or dead-lettering it.
+        """
+        if self.change not in (Change.RETRIED, Change.FAILED):
+            return self
+        return Settlement(
+            claim=self.claim, change=Change.CANCELED_AFTER_ERROR, at=self.at, attempt=self.attempt
+        )
+
+
+def settle(claim: Claim, attempt: Attempt, *, retry_after_ms: int | None = None) -> Settlement:
+    """What an attempt means. `retry_after_ms` is what the response's headers asked for, if they did.
+
+    2xx delivers. Status 489 with its marker header, or no retries left, fails. Anything else is retried after
+    the delay of `backoff.next_delay_ms`, counted from the end of the attempt.
+    """
+    at = attempt.ended_at
+    if attempt.succeeded:
+        return Settlement(claim=claim, change=Change.DELIVERED, at=at, attempt=attempt)
+    policy = claim.message.retry
+    if claim.retried >= policy.max_retries or _is_non_retryable(attempt):
+        return Settlement(claim=claim, change=Change.FAILED, at=at, attempt=attempt)
+    delay_ms = next_delay_ms(claim.retried, policy.delay, retry_after_ms)
+    return Settlement(claim=claim, change=Change.RETRIED, at=at, attempt=attempt, due_at=at + delay_ms)
+
+
+def lost(claim: Claim, *, now: int) -> Settlement | None:
+    """The settlement of a claim that too many workers have died on, or None when it should be attempted."""
+    if claim.lost_leases < MAX_LOST_LEASES:
+        return None
+    return settle(
+        claim,
+        Attempt(
+            started_at=claim.claimed_at,
+            ended_at=now,
+            error=f"the relay stopped {claim.lost_leases} times in a row while this message was in flight",
+        ),
+    )
+
+
+def released(claim: Claim, *, now: int) -> Settlement:
+    """The claim handed back unsent: due at once, no try spent."""
+    return Settlement(claim=claim, change=Change.RELEASED, at=now, due_at=now)
+
+
+def _is_non_retryable(attempt: Attempt) -> bool:
+    """Status and marker together, as the QStash documentation names them; either alone is an ordinary failure."""
+    return attempt.status == NON_RETRYABLE_STATUS and any(
+        name.lower() == NON_RETRYABLE_HEADER and value.strip().lower() == "true"
+        for name, value in attempt.headers
+    )

@@ -1,0 +1,95 @@
+"""From what a client asked for to the messages it becomes."""
+
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from relay.domain.message import (
+    Callback,
+    FlowControl,
+    Message,
+    MessageId,
+    Origin,
+    Redaction,
+    Request,
+    RetryPolicy,
+    TenantId,
+    content_dedup_key,
+    explicit_dedup_key,
+)
+
+
+class Draft(Struct, frozen=True, kw_only=True):
+    """A parsed publish: what to send, before there is a message.
+
+    `request.url` is the destination. `not_before` (Unix ms) wins over `delay_ms`. A schedule stores a draft and
+    makes a message of it at every tick.
+    """
+
+    request: Request
+    retry: RetryPolicy = RetryPolicy()
+    delay_ms: int | None = None
+    not_before: int | None = None
+    caller_ip: str | None = None
+    labels: tuple[str, ...] = ()
+    flow: FlowControl | None = None
+    queue: str | None = None
+    callback: Callback | None = None
+    failure_callback: Callback | None = None
+    redaction: Redaction | None = None
+    deduplication_id: str | None = None
+    content_based_deduplication: bool = False
+
+
+def message_of(
+    draft: Draft, *, tenant: TenantId, id: MessageId, now: int, schedule_id: str | None = None
+) -> Message:
+    """The message a draft becomes when it is accepted at `now`. A not-before in the past means now."""
+    not_before = now
+    if draft.not_before is not None:
+        not_before = max(now, draft.not_before)
+    elif draft.delay_ms is not None:
+        not_before = now + draft.delay_ms
+    dedup_key = None
+    if draft.deduplication_id is not None:
+        dedup_key = explicit_dedup_key(draft.deduplication_id)
+    elif draft.content_based_deduplication:
+        dedup_key = content_dedup_key(draft.request)
+    return Message(
+        id=id,
+        tenant=tenant,
+        created_at=now,
+        not_before=not_before,
+        request=draft.request,
+        retry=draft.retry,
+        origin=Origin(caller_ip=draft.caller_ip, schedule_id=schedule_id, queue=draft.queue),
+        labels=draft.labels,
+        flow=draft.flow,
+        callback=draft.callback,
+        failure_callback=draft.failure_callback,
+        redaction=draft.redaction,
+        dedup_key=dedup_key,
+    )
+
+
+def redrive(message: Message, *, id: MessageId, now: int, override: Callable[[Message], Message]) -> Message:
+    """A dead letter's message sent again as a new one, due now.
+
+    `override` applies what the request to retry asked to change. Deduplication does not apply: whoever redrives
+    means it.
+    """
+    changed = override(message)
+    return Message(
+        id=id,
+        tenant=message.tenant,
+        created_at=now,
+        not_before=max(now, changed.not_before),
+        request=changed.request,
+        retry=changed.retry,
+        origin=changed.origin,
+        labels=changed.labels,
+        flow=changed.flow,
+        callback=changed.callback,
+        failure_callback=changed.failure_callback,
+        redaction=changed.redaction,
+    )

@@ -1,0 +1,257 @@
+"""The narrow waist: what the relay asks of a database, in its own verbs.
+
+Batch first, `now` always given, no SQL, no transaction and no connection leaks out. Every method that writes is
+one transaction, durable when it returns; when it raises `Unavailable` nothing is known to be written, and the
+caller may repeat it. Each role is what one consumer needs; `Storage` is all of them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from relay.domain.dead_letter import DeadLetter, DeadLetterId
+from relay.domain.delivery import Claim, Lease, Settlement
+from relay.domain.event import Event
+from relay.domain.message import Message, MessageId, TenantId
+from relay.domain.schedule import Run, Schedule
+from relay.domain.selection import Order, Selection
+from relay.domain.tenant import Principal, Tenant
+
+
+class ClaimTerms(Struct, frozen=True, kw_only=True):
+    """How many deliveries a worker can take, and for how long it may keep silent about them."""
+
+    limit: int
+    lease_ms: int
+
+
+class Receipt(Struct, frozen=True, kw_only=True):
+    """What became of one published message. When `deduplicated`, `message_id` is the earlier message's."""
+
+    message_id: MessageId
+    deduplicated: bool = False
+
+
+class Published(Struct, frozen=True, kw_only=True):
+    """Receipts in the order of the messages, and the claims that were asked for with them."""
+
+    receipts: Sequence[Receipt]
+    claims: Sequence[Claim]
+
+
+class Claimed(Struct, frozen=True, kw_only=True):
+    """What was due, and the earliest instant at which anything else will be (leases that run out included)."""
+
+    claims: Sequence[Claim]
+    next_due_at: int | None
+
+
+class DueSchedule(Struct, frozen=True, kw_only=True):
+    """A schedule whose next tick has come, and whether messages of its last run are still unfinished."""
+
+    schedule: Schedule
+    in_progress: bool
+
+
+class Firing(Struct, frozen=True, kw_only=True):
+    """Everything one firing changes: runs recorded, messages published, schedule advanced, in one commit.
+
+    `schedule` is the schedule as it was read; its `revision` and `next_at` must still be the stored ones.
+    """
+
+    schedule: Schedule
+    runs: tuple[Run, ...]
+    messages: tuple[Message, ...]
+    next_at: int | None
+    error: str | None = None
+
+
+class ScheduleView(Struct, frozen=True, kw_only=True):
+    """A schedule with the states of the messages its latest run produced (None: still in progress)."""
+
+    schedule: Schedule
+    last_states: dict[MessageId, bool | None]
+
+
+class Retention(Struct, frozen=True, kw_only=True):
+    """Instants before which things may be forgotten."""
+
+    events_before: int
+    dead_letters_before: int
+
+
+class Stats(Struct, frozen=True, kw_only=True):
+    """Depths kept as counters. `oldest_due_at` is the due time of the longest-waiting delivery nobody has taken."""
+
+    live: int
+    dead_letters: int
+    oldest_due_at: int | None
+
+
+class Inbox(Protocol):
+    """Accepting and withdrawing messages."""
+
+    async def publish(
+        self, messages: Sequence[Message], *, now: int, claim: ClaimTerms | None = None
+    ) -> Published:
+        """Store the messages, all or none. Duplicates by `dedup_key` inside their window store nothing.
+
+        With `claim`, the first `claim.limit` of them that are due at `now` come back already leased, so that the
+        caller never reads back what it has just written.
+        """
+        ...
+
+    async def cancel(
+        self, tenant: TenantId, selection: Selection, *, limit: int | None, now: int
+    ) -> Sequence[MessageId]:
+        """Cancel what is alive and selected, oldest first, and return what was cancelled.
+
+        What waits ends at once; what is in flight is marked, is not retried, and is not counted a second time.
+        Without `limit` it works in bounded bites, one transaction each.
+        """
+        ...
+
+
+class Work(Protocol):
+    """Taking deliveries and reporting what came of them."""
+
+    async def claim(self, terms: ClaimTerms, *, now: int) -> Claimed:
+        """Lease what is due, oldest due time first. A lease that ran out is due like anything else, and taking
+        it over raises the claim's `lost_leases`."""
+        ...
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[MessageId]:
+        """Write the settlements, each all or nothing; return the ids that were refused for a stale `claim_no`
+        (or because the message is gone). A refused settlement changes nothing at all."""
+        ...
+
+    async def renew(self, leases: Sequence[Lease], *, until: int) -> Sequence[MessageId]:
+        """Extend leases; return the ids that are no longer held under that `claim_no`."""
+        ...
+
+    def on_work(self, wake: Callable[[int], None]) -> None:
+        """Call `wake(due_at)` on the event loop after a commit that made something due. A hint: it may be missed."""
+        ...
+
+
+class Schedules(Protocol):
+    """Recurring publishes."""
+
+    async def put_schedule(self, schedule: Schedule, *, limit: int) -> Schedule | None:
+        """Create, or replace completely keeping `created_at` and raising `revision`; returns what is stored.
+
+        None, and nothing written, when the schedule is new and the tenant has `limit` schedules already.
+        """
+        ...
+
+    async def schedule(self, tenant: TenantId, schedule_id: str) -> ScheduleView | None: ...
+
+    async def schedules(self, tenant: TenantId) -> Sequence[ScheduleView]: ...
+
+    async def delete_schedule(self, tenant: TenantId, schedule_id: str) -> bool:
+        """False when there was none. Messages already produced go on."""
+        ...
+
+    async def pause_schedule(
+        self, tenant: TenantId, schedule_id: str, *, paused: bool, next_at: int | None
+    ) -> bool:
+        """Set the pause bit and the next tick, raising `revision`; a no-op when already so. False: no such one."""
+        ...
+
+    async def due_schedules(self, *, now: int, limit: int) -> tuple[Sequence[DueSchedule], int | None]:
+        """Schedules with a tick at or before `now`, and the earliest tick of all the others."""
+        ...
+
+    async def fire(self, firing: Firing, *, now: int) -> bool:
+        """Compare-and-set: any node may try, exactly one wins; False for the loser, who has written nothing."""
+        ...
+
+    async def runs(self, tenant: TenantId, schedule_id: str, *, limit: int) -> Sequence[Run]:
+        """What became of the latest ticks, newest first."""
+        ...
+
+
+class Catalog(Protocol):
+    """Who may speak, and the keys that sign."""
+
+    async def principal(self, token_hash: bytes) -> Principal | None: ...
+
+    async def put_token(self, token_hash: bytes, principal: Principal, *, now: int) -> None:
+        """Let this token speak for the principal."""
+        ...
+
+    async def delete_tokens(self, tenant: TenantId, *, read_only: bool, keep: bytes | None) -> int:
+        """Forget the tenant's tokens of that kind, except the one with hash `keep`; returns how many."""
+        ...
+
+    async def tenant(self, tenant: TenantId) -> Tenant | None: ...
+
+    async def tenants(self) -> Sequence[Tenant]: ...
+
+    async def put_tenant(self, tenant: Tenant, *, now: int) -> None:
+        """Create, or replace the user id and keys of, the tenant with this number."""
+        ...
+
+    async def rotate_keys(self, tenant: TenantId, *, fresh: str) -> Tenant | None:
+        """current := next, next := fresh, in one statement, so that two rotations are two rotations."""
+        ...
+
+    async def setting(self, name: str) -> str | None: ...
+
+    async def put_setting(self, name: str, value: str) -> None: ...
+
+
+class Archive(Protocol):
+    """What happened, and what is left over."""
+
+    async def message(self, tenant: TenantId, message_id: MessageId) -> Message | None: ...
+
+    async def events(
+        self, tenant: TenantId, selection: Selection, *, order: Order, start: int | None, limit: int
+    ) -> Sequence[Event]:
+        """History rows from position `start` on (inclusive), in the given order. `selection.states` matches a
+        row when any of its states is meant."""
+        ...
+
+    async def dead_letter(self, tenant: TenantId, dead_letter_id: DeadLetterId) -> DeadLetter | None: ...
+
+    async def dead_letters(
+        self, tenant: TenantId, selection: Selection, *, order: Order, start: int | None, limit: int
+    ) -> Sequence[DeadLetter]:
+        """Dead letters from id `start` on (inclusive), in the given order."""
+        ...
+
+    async def delete_dead_letters(
+        self, tenant: TenantId, ids: Sequence[DeadLetterId]
+    ) -> Sequence[DeadLetterId]:
+        """Delete those that exist; return them."""
+        ...
+
+    async def redrive(
+        self, tenant: TenantId, pairs: Sequence[tuple[DeadLetterId, Message]], *, now: int
+    ) -> Sequence[MessageId]:
+        """For each dead letter that still exists: delete it and publish its message, in one transaction.
+
+        Returns the ids of the messages that were published.
+        """
+        ...
+
+    async def prune(self, retention: Retention, *, now: int, limit: int) -> int:
+        """Forget at most about `limit` rows of history, dead letters, messages without either, and spent
+        deduplication keys; returns how many rows went, 0 when nothing was old enough."""
+        ...
+
+    async def stats(self) -> Stats: ...
+
+
+class Storage(Inbox, Work, Schedules, Catalog, Archive, Protocol):
+    """A database that can do all of it."""
+
+    async def ping(self) -> None:
+        """Prove that a commit is possible now; raises `Unavailable` otherwise."""
+        ...
+
+    async def close(self) -> None:
+        """Write what was accepted, then let go of every connection and thread."""
+        ...
