@@ -1,0 +1,77 @@
+"""Every metric the relay exposes, with its unit and meaning; no URL, tenant or message id is ever a label."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900)
+
+
+class Metrics:
+    """One registry per relay, so that several can live in one process."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self.published = Counter(
+            "relay_messages_published",
+            "Messages accepted and durable (duplicates excluded)",
+            registry=registry,
+        )
+        self.deduplicated = Counter(
+            "relay_messages_deduplicated", "Publishes answered with an earlier message", registry=registry
+        )
+        self.attempts = Counter(
+            "relay_attempts",
+            "Delivery attempts by what they led to: delivered, retried, failed or released",
+            ["outcome"],
+            registry=registry,
+        )
+        self.attempt_seconds = Histogram(
+            "relay_attempt_seconds",
+            "Duration of one delivery attempt, connecting included",
+            buckets=_LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.lag_seconds = Histogram(
+            "relay_delivery_lag_seconds",
+            "Time between when an attempt was due and when it began",
+            buckets=_LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.refused_settlements = Counter(
+            "relay_settlements_refused",
+            "Outcomes that came after their lease had been taken over",
+            registry=registry,
+        )
+        self.lost_leases = Counter(
+            "relay_leases_lost",
+            "Deliveries taken over from a worker that stopped renewing its lease",
+            registry=registry,
+        )
+        self.storage_errors = Counter(
+            "relay_storage_errors",
+            "Storage calls that were answered 'unavailable'",
+            ["operation"],
+            registry=registry,
+        )
+        self.schedule_runs = Counter(
+            "relay_schedule_runs",
+            "Ticks of schedules by outcome: fired, skipped, failed",
+            ["outcome"],
+            registry=registry,
+        )
+        self.pruned_rows = Counter(
+            "relay_pruned_rows", "Rows forgotten because their retention ended", registry=registry
+        )
+        self.in_flight = Gauge(
+            "relay_in_flight", "Deliveries claimed by this process and not yet settled", registry=registry
+        )
+        self.live = Gauge("relay_messages_live", "Messages stored and not finished", registry=registry)
+        self.dead_letters = Gauge("relay_dead_letters", "Dead letters stored", registry=registry)
+        self.oldest_due_seconds = Gauge(
+            "relay_oldest_due_seconds",
+            "How long the longest-waiting due message has been waiting for a worker; 0 when none waits",
+            registry=registry,
+        )
+
+    def render(self) -> bytes:
+        """The Prometheus text format. Costs milliseconds: call it off the event loop."""
+        return generate_latest(self.registry)
