@@ -117,6 +117,7 @@ class Receiver:
             except jwt.InvalidAlgorithmError as error:
                 raise AlgorithmRefusedError("The signature names an algorithm other than HS256.") from error
             except (jwt.InvalidTokenError, RecursionError) as error:
+                # PyJWT 2.10 lets the RecursionError of a deeply nested header through.
                 raise MalformedSignatureError("The signature is not a readable JSON web token.") from error
             return payload
         raise WrongKeyError("The signature was made with neither the current nor the next signing key.")

@@ -190,7 +190,7 @@ def test_text_that_is_no_token_is_malformed(garbage: str) -> None:
 
 @pytest.mark.parametrize(
     "header",
-    [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b"9" * 10_000, b'{"alg":"HS256","kid":1}', b'{"b64":false}'],
+    [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b"9" * 10_000, b'{"b64":false}'],
     ids=lambda header: str(header[:20]),
 )
 def test_a_header_that_cannot_be_read_is_malformed(header: bytes) -> None:
