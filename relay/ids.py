@@ -86,5 +86,5 @@ def number_of(prefix: str, text: str) -> int | None:
 
 
 def random_name(prefix: str) -> str:
-    """An unguessable name such as `scd_4k2j...` (100 bits)."""
-    return prefix + "".join(secrets.choice(_DIGITS) for _ in range(20))
+    """An unguessable name such as `scd_` and 20 hexadecimal digits (80 bits)."""
+    return prefix + secrets.token_hex(10)

@@ -1,8 +1,8 @@
 """One wide line per unit of work, as JSON (or for people, in dev), written off the event loop.
 
 Deliveries never wait for whoever reads the log: lines are gathered and written by a thread, and when the reader
-is slower than the relay the oldest gathered lines are dropped and counted. Lines carry ids, never tokens, signing
-keys, bodies or header values.
+is slower than the relay, the oldest gathered lines are dropped and counted. Lines carry ids, never tokens,
+signing keys, bodies or header values.
 """
 
 import sys

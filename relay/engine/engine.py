@@ -1,0 +1,352 @@
+"""The delivery engine: claim what is due, attempt it, settle what came of it.
+
+Everything that is in flight is known here and nothing that waits is: memory is bounded by the slots and the byte
+budget, whatever storage holds. What a crash does: a delivery in flight keeps its row, leased to nobody alive; the
+lease runs out and any claim takes it over, so the endpoint may see it a second time and never misses it.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+from relay.clock import Clock
+from relay.domain.delivery import Attempt, Claim, Lease, Settlement, lost, released, settle
+from relay.domain.errors import Unavailable
+from relay.domain.message import Message, MessageId, TenantId
+from relay.engine.settler import Settler
+from relay.ids import text_of
+from relay.log import Log
+from relay.metrics import Metrics
+from relay.wire.outbound import Outgoing, outgoing
+from relay.wire.retry_after import retry_after_ms
+from storage.protocol import ClaimTerms, Inbox, Receipt, Work
+
+#: The loop looks at storage at least this often, whatever it believes: wake-ups are hints.
+_POLL_MS = 1_000
+#: A claim takes at most this many at once, so that one transaction stays short.
+_CLAIM_BATCH = 500
+#: While slots free up one by one, wait this long for a batch worth claiming.
+_GATHER_MS = 3
+_ERROR_PAUSE_MS = 250
+#: Bookkeeping of one claim besides its body, for the byte budget.
+_CLAIM_OVERHEAD_BYTES = 2_048
+#: After the deadline of a shutdown, how long storage has to take back what was cut short.
+_HAND_BACK_MS = 5_000
+_NEVER_MS = 10**12
+
+
+class Store(Inbox, Work, Protocol):
+    """What the engine needs of storage."""
+
+
+class Sends(Protocol):
+    """Makes one attempt; whatever happens on the network is a value."""
+
+    async def send(self, outgoing: Outgoing, *, timeout_ms: int) -> Attempt: ...
+
+
+class Signs(Protocol):
+    """Signs for a tenant, with the key that is current now."""
+
+    async def sign(self, tenant: TenantId, *, url: str, body: bytes) -> str: ...
+
+
+class EngineSettings(Protocol):
+    """The part of the configuration the engine reads."""
+
+    @property
+    def max_in_flight(self) -> int: ...
+    @property
+    def max_in_flight_bytes(self) -> int: ...
+    @property
+    def lease_ms(self) -> int: ...
+    @property
+    def default_timeout_ms(self) -> int: ...
+    @property
+    def region(self) -> str: ...
+
+
+class _Flight:
+    """A claim this process is working on."""
+
+    __slots__ = ("attempt", "claim", "leased_until")
+
+    def __init__(self, claim: Claim, leased_until: int, attempt: asyncio.Task[None]) -> None:
+        self.claim = claim
+        self.leased_until = leased_until
+        self.attempt = attempt
+
+
+class Engine:
+    """Owns every delivery in flight in this process."""
+
+    def __init__(
+        self,
+        storage: Store,
+        *,
+        sender: Sends,
+        signer: Signs,
+        settings: EngineSettings,
+        clock: Clock,
+        log: Log,
+        metrics: Metrics,
+    ) -> None:
+        self._storage = storage
+        self._sender = sender
+        self._signer = signer
+        self._settings = settings
+        self._clock = clock
+        self._log = log
+        self._metrics = metrics
+        self._settler = Settler(storage, clock=clock, log=log, metrics=metrics, settled=self._free)
+        #: By message and claim number: a delivery taken over from ourselves, after a long stop, is two flights.
+        self._flights: dict[tuple[MessageId, int], _Flight] = {}
+        self._bytes = 0
+        self._reserved = 0
+        self._mean_bytes = _CLAIM_OVERHEAD_BYTES
+        #: Something due is left in storage: new messages queue up behind it instead of overtaking.
+        self._behind = True
+        self._draining = False
+        self._wake = asyncio.Event()
+        self._slots_freed = asyncio.Event()
+        self._emptied = asyncio.Event()
+        self._emptied.set()
+        self._sleeping_until = 0
+        self.last_progress_at = clock.now()
+        storage.on_work(self.wake)
+
+    # --- the way in -------------------------------------------------------------------------------------------
+
+    async def publish(self, messages: Sequence[Message]) -> Sequence[Receipt]:
+        """Store the messages and, where there are free slots, start what is due in the same breath.
+
+        The inserting transaction leases them, so nothing that was just written is read back. Raises
+        `Unavailable` when storage cannot commit; then nothing was accepted.
+        """
+        terms = None
+        if not self._behind and not self._draining:
+            limit = min(self._room(), len(messages))
+            if limit > 0:
+                terms = ClaimTerms(limit=limit, lease_ms=self._settings.lease_ms)
+                self._reserved += limit
+        now = self._clock.now()
+        try:
+            published = await self._storage.publish(messages, now=now, claim=terms)
+        except Unavailable:
+            self._metrics.storage_errors.labels("publish").inc()
+            raise
+        finally:
+            if terms is not None:
+                self._reserved -= terms.limit
+        for claim in published.claims:
+            self._start(claim, now)
+        duplicates = sum(1 for receipt in published.receipts if receipt.deduplicated)
+        if duplicates:
+            self._metrics.deduplicated.inc(duplicates)
+        self._metrics.published.inc(len(published.receipts) - duplicates)
+        return published.receipts
+
+    def wake(self, due_at: int) -> None:
+        """Something will be due at `due_at`: look no later than then. A hint, safe to give at any time."""
+        if due_at < self._sleeping_until or not self._sleeping_until:
+            self._wake.set()
+        if due_at <= self._clock.now():
+            self._behind = True
+
+    # --- the loops --------------------------------------------------------------------------------------------
+
+    async def claim_loop(self) -> None:
+        """Claim as many as there is room for, start each, sleep until something is due, until drained."""
+        while not self._draining:
+            room = await self._wait_for_room()
+            self.last_progress_at = self._clock.now()
+            if room == 0:
+                continue
+            self._wake.clear()
+            now = self._clock.now()
+            limit = min(room, _CLAIM_BATCH)
+            self._reserved += limit
+            try:
+                claimed = await self._storage.claim(
+                    ClaimTerms(limit=limit, lease_ms=self._settings.lease_ms), now=now
+                )
+            except Unavailable as reason:
+                self._metrics.storage_errors.labels("claim").inc()
+                self._log.warning("engine.waiting", reason=str(reason))
+                await self._sleep(self._clock.now() + _ERROR_PAUSE_MS)
+                continue
+            finally:
+                self._reserved -= limit
+            for claim in claimed.claims:
+                if claim.lost_leases:
+                    self._metrics.lost_leases.inc()
+                self._start(claim, now)
+            self._behind = len(claimed.claims) == limit
+            if not self._behind:
+                poll_at = now + _POLL_MS
+                await self._sleep(min(poll_at, claimed.next_due_at or poll_at))
+
+    async def settle_loop(self) -> None:
+        await self._settler.run()
+
+    async def renew_loop(self) -> None:
+        """Renew the leases of whatever is in flight for long, in one statement a round.
+
+        A round comes every sixth of a lease and renews what has less than two thirds left, so that storage may
+        be away for half a lease before anything is lost.
+        """
+        lease_ms = self._settings.lease_ms
+        never = asyncio.Event()
+        while True:
+            await self._clock.wait(never, self._clock.now() + lease_ms // 6)
+            now = self._clock.now()
+            ageing = [
+                flight for flight in self._flights.values() if flight.leased_until - now < lease_ms * 2 // 3
+            ]
+            if not ageing:
+                continue
+            leases = [
+                Lease(
+                    tenant=flight.claim.message.tenant,
+                    message_id=flight.claim.message.id,
+                    claim_no=flight.claim.claim_no,
+                )
+                for flight in ageing
+            ]
+            try:
+                refused = set(await self._storage.renew(leases, until=now + lease_ms))
+            except Unavailable as reason:
+                self._metrics.storage_errors.labels("renew").inc()
+                self._log.warning("leases.not_renewed", count=len(leases), reason=str(reason))
+                continue
+            for flight in ageing:
+                # Refused: settled meanwhile, or taken over. The settlement's fence decides, not this loop.
+                taken = flight.claim.message.id in refused
+                flight.leased_until = now + (_NEVER_MS if taken else lease_ms)
+
+    # --- the way out ------------------------------------------------------------------------------------------
+
+    async def drain(self, until: int) -> None:
+        """Claim nothing more, let attempts finish until the instant `until`, hand the rest back unspent."""
+        self._draining = True
+        self._wake.set()
+        self._slots_freed.set()
+        await self._clock.wait(self._emptied, until)
+        for flight in list(self._flights.values()):
+            flight.attempt.cancel()
+        await self._clock.wait(self._emptied, max(until, self._clock.now()) + _HAND_BACK_MS)
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._flights)
+
+    # --- one attempt ------------------------------------------------------------------------------------------
+
+    def _start(self, claim: Claim, now: int) -> None:
+        message = claim.message
+        self._bytes += len(message.request.body) + _CLAIM_OVERHEAD_BYTES
+        self._emptied.clear()
+        self._flights[message.id, claim.claim_no] = _Flight(
+            claim,
+            now + self._settings.lease_ms,
+            asyncio.get_running_loop().create_task(self._attempt(claim)),
+        )
+
+    async def _attempt(self, claim: Claim) -> None:
+        """Build, send, decide, hand over. Nothing that goes wrong in here can leave the message without a
+        settlement: a bug counts as a failed attempt, so it ends in the dead-letter queue and not in a loop."""
+        started_at = self._clock.now()
+        try:
+            settlement = lost(claim, now=started_at) or await self._deliver(claim)
+        except asyncio.CancelledError:
+            settlement = released(claim, now=self._clock.now())
+        except Exception as bug:
+            self._log.error("delivery.broke", exc=bug, message=text_of("msg_", claim.message.id))
+            attempt = Attempt(
+                started_at=started_at,
+                ended_at=self._clock.now(),
+                error=f"the relay could not make this request: {type(bug).__name__}",
+            )
+            settlement = settle(claim, attempt)
+        self._settler.put(settlement)
+        self._report(settlement)
+
+    async def _deliver(self, claim: Claim) -> Settlement:
+        message = claim.message
+        request = message.request
+        signature = await self._signer.sign(message.tenant, url=request.url, body=request.body)
+        attempt = await self._sender.send(
+            outgoing(claim, signature, region=self._settings.region),
+            timeout_ms=request.timeout_ms or self._settings.default_timeout_ms,
+        )
+        if attempt.succeeded:
+            return settle(claim, attempt)
+        return settle(claim, attempt, retry_after_ms=retry_after_ms(attempt.headers, attempt.ended_at))
+
+    def _report(self, settlement: Settlement) -> None:
+        claim = settlement.claim
+        message = claim.message
+        attempt = settlement.attempt
+        outcome = settlement.change.name.lower()
+        self._metrics.attempts.labels(outcome).inc()
+        if attempt is None:
+            return
+        duration_ms = attempt.ended_at - attempt.started_at
+        self._metrics.attempt_seconds.observe(duration_ms / 1000)
+        if claim.retried == 0:
+            self._metrics.lag_seconds.observe(max(0, attempt.started_at - message.not_before) / 1000)
+        self._log.info(
+            "delivery.attempted",
+            message=text_of("msg_", message.id),
+            tenant=message.tenant,
+            outcome=outcome,
+            retried=claim.retried,
+            status=attempt.status,
+            error=attempt.error,
+            duration_ms=duration_ms,
+            next_at=settlement.due_at,
+        )
+
+    def _free(self, batch: Sequence[Settlement]) -> None:
+        """The settlements are in storage (or refused): their slots are free."""
+        for settlement in batch:
+            claim = settlement.claim
+            del self._flights[claim.message.id, claim.claim_no]
+            self._bytes -= len(claim.message.request.body) + _CLAIM_OVERHEAD_BYTES
+        if not self._flights:
+            self._emptied.set()
+        self._slots_freed.set()
+
+    # --- room -------------------------------------------------------------------------------------------------
+
+    def _room(self) -> int:
+        """How many more deliveries may be taken now, by slots and by bytes."""
+        slots = self._settings.max_in_flight - len(self._flights) - self._reserved
+        if slots <= 0:
+            return 0
+        if self._flights:
+            self._mean_bytes = max(_CLAIM_OVERHEAD_BYTES, self._bytes // len(self._flights))
+        left = self._settings.max_in_flight_bytes - self._bytes - self._reserved * self._mean_bytes
+        return max(0, min(slots, left // self._mean_bytes))
+
+    async def _wait_for_room(self) -> int:
+        """Room for a batch worth a transaction; after `_GATHER_MS`, room for anything."""
+        worth = min(_CLAIM_BATCH, self._settings.max_in_flight) // 4
+        room = self._room()
+        if room >= worth:
+            return room
+        gather_until = self._clock.now() + _GATHER_MS
+        while room < worth and not self._draining:
+            self._slots_freed.clear()
+            freed = await self._clock.wait(
+                self._slots_freed, gather_until if room else self._clock.now() + _POLL_MS
+            )
+            room = self._room()
+            if not freed:
+                break
+        return room
+
+    async def _sleep(self, until: int) -> None:
+        self._sleeping_until = until
+        await self._clock.wait(self._wake, until)
+        self._sleeping_until = 0

@@ -1,0 +1,94 @@
+"""Gathers settlements into batches and gets them into storage, however long that takes."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from relay.clock import Clock
+from relay.domain.delivery import Settlement
+from relay.domain.errors import Unavailable
+from relay.domain.message import MessageId
+from relay.log import Log
+from relay.metrics import Metrics
+from storage.protocol import Work
+
+_BATCH = 1000
+_FIRST_PAUSE_MS = 50
+_LONGEST_PAUSE_MS = 2_000
+
+
+class Settler:
+    """One batch is on its way to storage at a time; whatever ends meanwhile forms the next one.
+
+    There is no linger: an idle relay settles at once, and a busy one gathers by being busy. While storage is
+    unavailable the settlements wait here (their number is bounded by what may be in flight) and their leases go
+    on being renewed. A batch whose commit is uncertain is simply repeated: what had been written is refused the
+    second time and changes nothing.
+    """
+
+    def __init__(
+        self,
+        storage: Work,
+        *,
+        clock: Clock,
+        log: Log,
+        metrics: Metrics,
+        settled: Callable[[Sequence[Settlement]], None],
+    ) -> None:
+        self._storage = storage
+        self._clock = clock
+        self._log = log
+        self._metrics = metrics
+        self._settled = settled
+        self._waiting: list[Settlement] = []
+        self._arrived = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    def put(self, settlement: Settlement) -> None:
+        self._waiting.append(settlement)
+        self._arrived.set()
+
+    async def run(self) -> None:
+        """Settle for ever; cancel to stop, after `Engine.drain` has seen everything settled."""
+        while True:
+            await self._arrived.wait()
+            batch = self._waiting[:_BATCH]
+            del self._waiting[:_BATCH]
+            if not self._waiting:
+                self._arrived.clear()
+            try:
+                refused = await self._settle(batch)
+            except asyncio.CancelledError:
+                raise
+            except Exception as bug:
+                # One settlement that storage cannot digest must not hold up its neighbours.
+                self._log.error("settler.failed", exc=bug, settlements=len(batch))
+                refused = await self._settle_one_by_one(batch)
+            if refused:
+                self._metrics.refused_settlements.inc(len(refused))
+                self._log.warning(
+                    "settlement.refused", messages=[int(id) for id in refused][:20], count=len(refused)
+                )
+            self._settled(batch)
+
+    async def _settle(self, batch: Sequence[Settlement]) -> Sequence[MessageId]:
+        pause_ms = _FIRST_PAUSE_MS
+        while True:
+            try:
+                return await self._storage.settle(batch)
+            except Unavailable as reason:
+                self._metrics.storage_errors.labels("settle").inc()
+                self._log.warning("settler.waiting", settlements=len(batch), reason=str(reason))
+                await self._clock.wait(self._hurry, self._clock.now() + pause_ms)
+                pause_ms = min(2 * pause_ms, _LONGEST_PAUSE_MS)
+
+    async def _settle_one_by_one(self, batch: Sequence[Settlement]) -> Sequence[MessageId]:
+        refused: list[MessageId] = []
+        for settlement in batch:
+            try:
+                refused += await self._settle([settlement])
+            except asyncio.CancelledError:
+                raise
+            except Exception as bug:
+                # Its lease runs out and it is claimed again; lost leases are counted and end in a dead letter.
+                self._log.error("settlement.failed", exc=bug, message=int(settlement.claim.message.id))
+        return refused
