@@ -10,6 +10,7 @@ from enum import Enum, IntEnum
 from msgspec import Struct
 
 from relay.domain.backoff import next_delay_ms
+from relay.domain.expression import RetryDelay
 from relay.domain.message import Headers, Message, MessageId, TenantId
 
 #: A delivery whose lease is lost this many times in a row counts as a failed attempt, so that a message
@@ -167,7 +168,8 @@ def settle(claim: Claim, attempt: Attempt, *, retry_after_ms: int | None = None)
     policy = claim.message.retry
     if claim.retried >= policy.max_retries or _is_non_retryable(attempt):
         return Settlement(claim=claim, change=Change.FAILED, at=at, attempt=attempt)
-    delay_ms = next_delay_ms(claim.retried, policy.delay, retry_after_ms)
+    expression = None if policy.delay is None else RetryDelay(policy.delay)
+    delay_ms = next_delay_ms(claim.retried, expression, retry_after_ms)
     return Settlement(claim=claim, change=Change.RETRIED, at=at, attempt=attempt, due_at=at + delay_ms)
 
 
