@@ -1,11 +1,36 @@
-"""Recurring publishes: what a schedule is, and what is due of it at a given time."""
+"""Recurring publishes: what a schedule is, and what is due of it at a given time.
 
+The rule, for a schedule whose ticks up to `now` have not been dealt with:
+
+- The latest tick is *on time* when it is at most a minute old; it is run, whatever the schedule says about
+  catching up. Every other tick has been *missed*.
+- Missed ticks older than the grace period are skipped. Of the others, `last` runs the latest, unless there is one
+  on time to stand for it; `none` skips them; `all` runs them, at most the latest hundred.
+- With overlap `skip` at most one tick is run, the latest, and none while an earlier run is unfinished.
+- Whatever is not run is recorded as skipped, with the reason. After a long absence only the tick at which it
+  began and the latest hundred are recorded, so that a year costs no more than two hours.
+- The schedule goes on with the first tick after `now`. A clock that was set back therefore repeats nothing: the
+  schedule waits until its next tick comes again.
+"""
+
+from collections.abc import Sequence
 from enum import Enum
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from relay.domain.message import MessageId, TenantId
-from relay.domain.publish import Draft
+from relay.domain.cron import Cron
+from relay.domain.message import Message, MessageId, TenantId
+from relay.domain.publish import Draft, message_of
+
+#: A tick this old is still on time: the loop that fires looks every few seconds, and a busy minute takes a while.
+ON_TIME_MS = 60_000
+#: What `all` runs at once at most.
+MAX_CATCH_UP_RUNS = 100
+#: Skips recorded at once at most.
+MAX_RECORDED_SKIPS = 100
+
+_MINUTE_MS = 60_000
 
 
 class CatchUp(Enum):
@@ -61,3 +86,82 @@ class Run(Struct, frozen=True, kw_only=True):
     fired_at: int
     outcome: RunOutcome
     message_ids: tuple[MessageId, ...] = ()
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """What to do about a schedule now: ticks to run and skips to record, oldest first, and its next tick."""
+
+    ticks: tuple[int, ...] = ()
+    skips: tuple[Run, ...] = ()
+    next_at: int | None
+
+
+def due_runs(schedule: Schedule, *, now: int, grace_ms: int, in_progress: bool) -> Plan:
+    """What is due of a schedule at `now`; `in_progress` says that messages of an earlier run are unfinished.
+
+    Nothing, and `next_at` unchanged, when its next tick has not come. Raises ValueError when the stored cron can no
+    longer be read (its time zone was abolished).
+    """
+    if schedule.paused:
+        return Plan(next_at=None)
+    if schedule.next_at is None or schedule.next_at > now:
+        return Plan(next_at=schedule.next_at)
+    cron = Cron.parse(schedule.cron)
+    due, next_at = _due_ticks(cron, schedule.next_at, now)
+    wanted = _wanted(schedule, due, now=now, grace_ms=grace_ms)
+    overlapping = in_progress and schedule.overlap is Overlap.SKIP
+    skips = [
+        Run(
+            tick_at=tick_at,
+            fired_at=now,
+            outcome=RunOutcome.SKIPPED_OVERLAP if tick_at in wanted else RunOutcome.SKIPPED_MISSED,
+        )
+        for tick_at in due
+        if overlapping or tick_at not in wanted
+    ]
+    return Plan(
+        ticks=() if overlapping else tuple(wanted),
+        skips=(*skips[:1], *skips[1:][1 - MAX_RECORDED_SKIPS :]),
+        next_at=next_at,
+    )
+
+
+def scheduled_message(schedule: Schedule, *, id: MessageId, now: int) -> Message:
+    """The message a schedule's draft becomes at `now`, its delay counted from then.
+
+    Deduplication does not apply: every run is meant, however much it resembles the one before.
+    """
+    message = message_of(schedule.draft, tenant=schedule.tenant, id=id, now=now, schedule_id=schedule.id)
+    return replace(message, dedup_key=None)
+
+
+def _wanted(schedule: Schedule, due: Sequence[int], *, now: int, grace_ms: int) -> Sequence[int]:
+    """Of the due ticks, those that catching up asks to run, oldest first."""
+    latest = due[-1]
+    if schedule.catch_up is CatchUp.ALL and schedule.overlap is Overlap.ALLOW:
+        oldest_at = now - max(grace_ms, ON_TIME_MS)
+        return [tick_at for tick_at in due[-MAX_CATCH_UP_RUNS:] if tick_at >= oldest_at]
+    late_ms = now - latest
+    if late_ms <= ON_TIME_MS or (schedule.catch_up is not CatchUp.NONE and late_ms <= grace_ms):
+        return [latest]
+    return []
+
+
+def _due_ticks(cron: Cron, first: int, now: int) -> tuple[Sequence[int], int | None]:
+    """The ticks to decide about, oldest first, and the next one after `now`.
+
+    `first`, the tick that was announced, is due even if the cron would not name it today (time zone rules change).
+    Between it and the latest ones there is a gap when there are more than can be run and recorded.
+    """
+    second = cron.next_after(first)
+    if second is None or second > now:
+        return [first], second
+    enough = MAX_CATCH_UP_RUNS + MAX_RECORDED_SKIPS
+    latest: list[int] = []
+    # Backwards in growing windows: a year of minutes must not be walked through to find the last two hundred.
+    end, minutes = now, enough
+    while end > first and len(latest) < enough:
+        start = max(first, end - minutes * _MINUTE_MS)
+        latest[:0] = cron.ticks(start, end, minutes)
+        end, minutes = start, 4 * minutes
+    return [first, *latest[-enough:]], cron.next_after(now)

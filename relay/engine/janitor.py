@@ -1,0 +1,118 @@
+"""Forgets what has been kept long enough, in small bites, and keeps the gauges true.
+
+Pruning shares the disk with deliveries and is never urgent: a bite is a short transaction, and after each the
+janitor rests at least four times as long as the bite took.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from relay.clock import Clock
+from relay.domain.errors import Unavailable
+from relay.log import Log
+from relay.metrics import Metrics
+from storage.protocol import Archive, Retention
+
+#: Whatever is configured, a message stays readable this long after it was delivered: clients look it up.
+LEAST_LOG_RETENTION_MS = 600_000
+
+#: Rest when nothing is left to forget, and the longest rest of all.
+_ROUND_MS = 15_000
+_MEASURE_EVERY_MS = 5_000
+_BITE_ROWS = 500
+_SHORTEST_REST_MS = 50
+_REST_PER_BITE = 4
+_FIRST_PAUSE_MS = 500
+_LONGEST_PAUSE_MS = _ROUND_MS
+
+
+class Janitor:
+    """The loop that prunes and measures one database.
+
+    History older than `log_retention_ms` and dead letters older than `dlq_retention_ms` are forgotten. `random`
+    gives numbers from 0 to 1, so that several processes do not bite in step. `last_progress_at` is when storage
+    last answered this loop; one that is alive and well renews it every 15 seconds.
+    """
+
+    def __init__(
+        self,
+        storage: Archive,
+        *,
+        clock: Clock,
+        log: Log,
+        metrics: Metrics,
+        log_retention_ms: int,
+        dlq_retention_ms: int,
+        random: Callable[[], float],
+    ) -> None:
+        self._storage = storage
+        self._clock = clock
+        self._log = log
+        self._metrics = metrics
+        self._log_retention_ms = max(log_retention_ms, LEAST_LOG_RETENTION_MS)
+        self._dlq_retention_ms = dlq_retention_ms
+        self._random = random
+        self._failures = 0
+        self._measured_at: int | None = None
+        #: Rows forgotten since there was last nothing to forget.
+        self._pruned = 0
+        self.last_progress_at = clock.now()
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Prune and measure until `stopping` is set; the bite in hand is finished."""
+        while not stopping.is_set():
+            try:
+                rest_ms = await self._turn()
+                self._failures = 0
+            except Exception as reason:
+                rest_ms = self._recovery_ms(reason)
+            await self._clock.wait(stopping, self._clock.now() + rest_ms)
+
+    async def _turn(self) -> int:
+        """Measure when it is time to, take one bite; returns how long to rest, in ms."""
+        started_at = self._clock.now()
+        # Outside the span in either direction: a clock that was set back must not stop the gauges.
+        if self._measured_at is None or not 0 <= started_at - self._measured_at < _MEASURE_EVERY_MS:
+            await self._measure(started_at)
+        began_at = self._clock.now()
+        rows = await self._storage.prune(
+            Retention(
+                events_before=began_at - self._log_retention_ms,
+                dead_letters_before=began_at - self._dlq_retention_ms,
+            ),
+            now=began_at,
+            limit=_BITE_ROWS,
+        )
+        self.last_progress_at = self._clock.now()
+        if rows:
+            self._pruned += rows
+            self._metrics.pruned_rows.inc(rows)
+            took_ms = self.last_progress_at - began_at
+            return self._spread(min(max(_SHORTEST_REST_MS, _REST_PER_BITE * took_ms), _ROUND_MS))
+        if self._pruned:
+            self._log.info("history.pruned", rows=self._pruned)
+            self._pruned = 0
+        return self._spread(_ROUND_MS)
+
+    async def _measure(self, now: int) -> None:
+        stats = await self._storage.stats()
+        self._measured_at = now
+        self._metrics.live.set(stats.live)
+        self._metrics.dead_letters.set(stats.dead_letters)
+        waiting_ms = 0 if stats.oldest_due_at is None else max(0, now - stats.oldest_due_at)
+        self._metrics.oldest_due_seconds.set(waiting_ms / 1000)
+
+    def _recovery_ms(self, reason: Exception) -> int:
+        """How long to leave storage alone after a failure: doubling with every one in a row, bounded."""
+        if isinstance(reason, Unavailable):
+            self._metrics.storage_errors.labels("prune").inc()
+            self._log.warning("janitor.waiting", reason=str(reason))
+        else:
+            self._log.error("janitor.failed", exc=reason)
+        pause_ms = min(_FIRST_PAUSE_MS << min(self._failures, 16), _LONGEST_PAUSE_MS)
+        self._failures += 1
+        return self._spread(pause_ms)
+
+    def _spread(self, longest_ms: int) -> int:
+        """Somewhere in the upper half, so that a rest stays a rest."""
+        return int(longest_ms * (0.5 + self._random() / 2))
