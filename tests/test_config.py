@@ -1,0 +1,111 @@
+"""Settings: flags over environment over defaults, and one sentence for whatever cannot be used."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from relay.config import Config, ConfigError, example, load
+
+
+def test_without_anything_set_every_default_holds() -> None:
+    assert load({}) == Config()
+
+
+def test_flags_win_over_the_environment_and_the_environment_over_defaults() -> None:
+    config = load(
+        {"RELAY_PORT": "1111", "RELAY_HOST": "::1", "RELAY_MAX_RETRIES": "7"},
+        flags={"port": "2222"},
+        defaults={"host": "0.0.0.0", "log_format": "text", "max_retries": "3"},
+    )
+    assert (config.port, config.host, config.max_retries, config.log_format) == (2222, "::1", 7, "text")
+
+
+def test_an_empty_variable_counts_as_not_set() -> None:
+    assert load({"RELAY_TOKEN": "", "RELAY_PORT": ""}) == Config()
+
+
+def test_units_are_written_and_kept_in_milliseconds_and_bytes() -> None:
+    config = load(
+        {"RELAY_LEASE": "45s", "RELAY_LOG_RETENTION": "1d12h", "RELAY_MAX_MESSAGE_BYTES": "2MiB",
+         "RELAY_MAX_BATCH_BYTES": "1000"}
+    )  # fmt: skip
+    assert config.lease_ms == 45_000
+    assert config.log_retention_ms == 36 * 3_600_000
+    assert config.limits().max_message_bytes == 2 << 20
+    assert config.max_batch_bytes == 1000
+
+
+def test_networks_are_a_comma_separated_list() -> None:
+    config = load({"RELAY_ALLOW_NETWORKS": "10.0.0.0/8, fd00::/8,"})
+    assert [str(network) for network in config.allow_networks] == ["10.0.0.0/8", "fd00::/8"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("RELAY_PORT", "65536"),
+        ("RELAY_PORT", "-1"),
+        ("RELAY_PORT", "http"),
+        ("RELAY_LEASE", "1s"),
+        ("RELAY_LEASE", "11m"),
+        ("RELAY_LEASE", "soon"),
+        ("RELAY_DLQ_RETENTION", "0s"),
+        ("RELAY_MAX_IN_FLIGHT", "0"),
+        ("RELAY_MAX_MESSAGE_BYTES", "0"),
+        ("RELAY_MAX_MESSAGE_BYTES", "1MB"),
+        ("RELAY_MAX_RETRIES", "9" * 30),
+        ("RELAY_ALLOW_NETWORKS", "10.0.0.1/8"),
+        ("RELAY_TOKEN", "short"),
+        ("RELAY_TOKEN", "sixteen characters and blanks"),
+        ("RELAY_LOG_FORMAT", "xml"),
+        ("RELAY_COLOUR", "blue"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_a_sentence_that_names_the_variable(variable: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=variable):
+        load({variable: value})
+
+
+def test_a_wrong_flag_is_named_as_it_was_given() -> None:
+    with pytest.raises(ConfigError, match="--port"):
+        load({}, flags={"port": "x"})
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RELAY_CURRENT_SIGNING_KEY": "sig_0123456789abcdef"},
+        {"RELAY_NEXT_SIGNING_KEY": "sig_0123456789abcdef"},
+        {"RELAY_TOKEN": "0123456789abcdef", "RELAY_READONLY_TOKEN": "0123456789abcdef"},
+        {"RELAY_DEFAULT_TIMEOUT": "2h", "RELAY_MAX_TIMEOUT": "1h"},
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(environment: dict[str, str]) -> None:
+    with pytest.raises(ConfigError):
+        load(environment)
+
+
+def test_variables_of_others_and_of_the_test_suite_are_left_alone() -> None:
+    assert load({"PATH": "/bin", "RELAY_TEST_POSTGRES_URL": "x", "RELAYED": "1"}) == Config()
+
+
+def test_every_setting_has_a_reason_and_stands_in_the_example() -> None:
+    text = example()
+    for field in dataclasses.fields(Config):
+        assert field.metadata["reason"].endswith("."), field.name
+        assert f"#RELAY_{field.name.removesuffix('_ms').upper()}=" in text
+
+
+def test_the_values_in_the_example_are_accepted_and_where_there_is_a_default_they_are_it() -> None:
+    environment = dict(
+        line[1:].split("=", 1) for line in example().splitlines() if line.startswith("#RELAY_")
+    )
+    illustrations = {"RELAY_DATABASE_URL", "RELAY_ALLOW_NETWORKS"}
+    load({name: value for name, value in environment.items() if name in illustrations})
+    assert load({name: value for name, value in environment.items() if name not in illustrations}) == Config()
+
+
+def test_the_example_file_is_the_one_the_code_prints() -> None:
+    path = Path(__file__).parent.parent / "deploy/relay.env.example"
+    assert path.read_text() == example(), "run: .venv/bin/python -m relay.config > deploy/relay.env.example"
