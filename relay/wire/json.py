@@ -1,0 +1,336 @@
+"""Messages, dead letters, log entries and schedules as JSON objects.
+
+The rule of the API: what does not apply is absent, never null, 0 or "". Clients test for the presence of keys.
+Bytes that are not UTF-8, wherever they turn up, must not stop an answer: in a body they are shown in base64, in a
+header field or an error they are replaced.
+"""
+
+from base64 import b64encode
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any, Protocol
+
+from relay.domain.dead_letter import DeadLetter
+from relay.domain.delivery import State
+from relay.domain.event import Event
+from relay.domain.message import (
+    Callback,
+    FlowControl,
+    Headers,
+    Message,
+    MessageId,
+    Redaction,
+)
+from relay.domain.schedule import Schedule
+from relay.domain.selection import Order
+from relay.ids import text_of
+from relay.wire.cursor import Cursor, dead_letter_text, log_cursor
+from relay.wire.headers import canonical
+from relay.wire.selection import Page
+
+Json = dict[str, Any]
+
+#: A page ends early when the bodies on it are larger than this together; its cursor goes on from there.
+PAGE_BYTES = 16 << 20
+
+_NO_REDACTION = Redaction()
+_RUN_STATES = {None: "IN_PROGRESS", True: "SUCCESS", False: "FAIL"}
+
+
+class Receipt(Protocol):
+    """What became of a published message."""
+
+    @property
+    def message_id(self) -> MessageId: ...
+    @property
+    def deduplicated(self) -> bool: ...
+
+
+class ScheduleView(Protocol):
+    """A schedule, and the messages of its latest run: True delivered, False failed, None in progress."""
+
+    @property
+    def schedule(self) -> Schedule: ...
+    @property
+    def last_states(self) -> Mapping[MessageId, bool | None]: ...
+
+
+def message_id_text(message_id: int) -> str:
+    return text_of("msg_", message_id)
+
+
+def receipt_json(receipt: Receipt, url: str) -> Json:
+    """The answer to a publish; `url` is the destination."""
+    answer: Json = {"messageId": message_id_text(receipt.message_id), "url": url}
+    if receipt.deduplicated:
+        answer["deduplicated"] = True
+    return answer
+
+
+def message_json(message: Message) -> Json:
+    redaction = message.redaction or _NO_REDACTION
+    request, origin = message.request, message.origin
+    shown: Json = {
+        "messageId": message_id_text(message.id),
+        "url": request.url,
+        "method": request.method,
+        "header": _headers(request.headers, redaction),
+        "maxRetries": message.retry.max_retries,
+        "notBefore": message.not_before,
+        "createdAt": message.created_at,
+    }
+    _put_body(shown, request.body, redaction)
+    _put(shown, "topicName", origin.url_group)
+    _put(shown, "endpointName", origin.endpoint)
+    _put(shown, "queueName", origin.queue)
+    _put(shown, "scheduleId", origin.schedule_id)
+    _put(shown, "callerIP", origin.caller_ip)
+    _put(shown, "retryDelayExpression", message.retry.delay)
+    _put_callback(shown, "callback", "callbackHeader", message.callback, redaction)
+    _put_callback(shown, "failureCallback", "failureCallbackHeader", message.failure_callback, redaction)
+    _put_labels(shown, message.labels)
+    _put_flow(shown, message.flow)
+    return shown
+
+
+def dead_letter_json(dead_letter: DeadLetter) -> Json:
+    """The message with its last attempt; a `responseStatus` of 0 says that there was no answer."""
+    attempt = dead_letter.attempt
+    shown = message_json(dead_letter.message)
+    shown["dlqId"] = dead_letter_text(dead_letter.id)
+    shown["responseStatus"] = attempt.status or 0
+    _put(shown, "responseHeader", _headers(attempt.headers, _NO_REDACTION))
+    if attempt.body:
+        text = _utf8(attempt.body)
+        if text is None:
+            shown["responseBodyBase64"] = _base64(attempt.body)
+        else:
+            shown["responseBody"] = text
+    return shown
+
+
+def dead_letter_page(dead_letters: Sequence[DeadLetter], *, count: int) -> tuple[list[Json], str | None]:
+    """At most `count` entries, and the cursor to the first one left out."""
+    entries: list[Json] = []
+    size = 0
+    for dead_letter in dead_letters:
+        if len(entries) == count or size > PAGE_BYTES:
+            return entries, dead_letter_text(dead_letter.id)
+        entries.append(dead_letter_json(dead_letter))
+        size += len(dead_letter.message.request.body) + len(dead_letter.attempt.body)
+    return entries, None
+
+
+def log_entries(
+    event: Event, *, order: Order = Order.LATEST_FIRST, states: Collection[State] = ()
+) -> list[Json]:
+    """The log entries of one row of history in the given order; with `states`, only those in one of them."""
+    return [entry for _, entry in _numbered_entries(event, order, states)]
+
+
+def log_page(
+    events: Sequence[Event], page: Page, states: Collection[State], *, complete: bool
+) -> tuple[list[Json], str | None]:
+    """A page of log entries out of rows in page order, which begin with the cursor's, and the next cursor.
+
+    `complete` says that nothing follows these rows. A row is several entries or none, so that a page may end
+    inside of one, or hold fewer entries than were asked for although more follow.
+    """
+    entries: list[Json] = []
+    size = 0
+    start = page.cursor or Cursor(position=-1)
+    for event in events:
+        seen = start.index if event.position == start.position else 0
+        for index, entry in _numbered_entries(event, page.order, states):
+            if index < seen:
+                continue
+            if len(entries) == page.count or size > PAGE_BYTES:
+                return entries, log_cursor(Cursor(position=event.position, index=index))
+            entries.append(entry)
+            size += len(event.message.request.body) + len(event.response_body)
+    if complete or not events:
+        return entries, None
+    last = events[-1]
+    return entries, log_cursor(Cursor(position=last.position, index=len(last.change.states)))
+
+
+def schedule_json(view: ScheduleView) -> Json:
+    schedule, draft = view.schedule, view.schedule.draft
+    redaction = draft.redaction or _NO_REDACTION
+    request = draft.request
+    shown: Json = {
+        "scheduleId": schedule.id,
+        "cron": schedule.cron,
+        "destination": request.url,
+        "method": request.method,
+        "createdAt": schedule.created_at,
+        "retries": draft.retry.max_retries,
+        "isPaused": schedule.paused,
+    }
+    _put(shown, "header", _headers(request.headers, redaction))
+    _put_body(shown, request.body, redaction)
+    _put(shown, "delay", (draft.delay_ms or 0) // 1000)
+    _put(shown, "timeout", (request.timeout_ms or 0) // 1000)
+    _put_callback(shown, "callback", "callbackHeader", draft.callback, redaction)
+    _put_callback(shown, "failureCallback", "failureCallbackHeader", draft.failure_callback, redaction)
+    _put(shown, "queueName", draft.queue)
+    # Both spellings are in use for schedules.
+    _put(shown, "callerIP", draft.caller_ip)
+    _put(shown, "callerIp", draft.caller_ip)
+    _put(shown, "retryDelayExpression", draft.retry.delay)
+    _put_labels(shown, draft.labels)
+    _put_flow(shown, draft.flow)
+    _put(shown, "lastScheduleTime", schedule.last_fired_at)
+    _put(shown, "nextScheduleTime", schedule.next_at)
+    _put(
+        shown,
+        "lastScheduleStates",
+        {message_id_text(id): _RUN_STATES[succeeded] for id, succeeded in view.last_states.items()},
+    )
+    _put(shown, "error", schedule.error and _text(schedule.error))
+    return shown
+
+
+# --- log entries
+
+
+def _numbered_entries(event: Event, order: Order, states: Collection[State]) -> Iterable[tuple[int, Json]]:
+    """Entries with their index in page order, which no filter changes. What they share is made once."""
+    in_order = event.change.states if order is Order.EARLIEST_FIRST else event.change.states[::-1]
+    shared: Json | None = None
+    for index, state in enumerate(in_order):
+        if states and state not in states:
+            continue
+        shared = _event_json(event) if shared is None else shared
+        yield index, _entry(event, state, shared)
+
+
+def _entry(event: Event, state: State, shared: Json) -> Json:
+    entry = {"time": event.at, "state": state.value, **shared}
+    if state is State.ERROR:
+        _put(entry, "error", _error_of(event))
+        _put(entry, "responseStatus", event.status)
+        headers = _headers(event.response_headers, _NO_REDACTION)
+        # The documentation has the plural, the Python SDK reads the singular.
+        _put(entry, "responseHeaders", headers)
+        _put(entry, "responseHeader", headers)
+        _put(entry, "responseBody", _base64(event.response_body))
+    elif state is State.RETRY:
+        _put(entry, "nextDeliveryTime", event.next_at)
+    elif state is State.CREATED and event.message.not_before > event.message.created_at:
+        entry["nextDeliveryTime"] = event.message.not_before
+    return entry
+
+
+def _error_of(event: Event) -> str | None:
+    if event.error is not None:
+        return _text(event.error)
+    return None if event.status is None else f"the destination answered with status {event.status}"
+
+
+def _event_json(event: Event) -> Json:
+    """What every entry of a row says about its message."""
+    message = event.message
+    redaction = message.redaction or _NO_REDACTION
+    request, origin = message.request, message.origin
+    shown: Json = {
+        "messageId": message_id_text(message.id),
+        "url": request.url,
+        "method": request.method,
+        "maxRetries": message.retry.max_retries,
+    }
+    _put(shown, "header", _headers(request.headers, redaction))
+    if request.body:
+        shown["body"] = _redacted(request.body) if redaction.body else _base64(request.body)
+    _put(shown, "timeout", request.timeout_ms)
+    _put(shown, "topicName", origin.url_group)
+    _put(shown, "endpointName", origin.endpoint)
+    _put(shown, "queueName", origin.queue)
+    _put(shown, "scheduleId", origin.schedule_id)
+    # The documentation has the long name, the Python SDK reads the short one.
+    _put(shown, "retryDelayExpression", message.retry.delay)
+    _put(shown, "retryDelayExpr", message.retry.delay)
+    _put_callback(shown, "callback", "callbackHeaders", message.callback, redaction)
+    _put_callback(shown, "failureCallback", "failureCallbackHeaders", message.failure_callback, redaction)
+    _put_labels(shown, message.labels)
+    _put_flow(shown, message.flow)
+    return shown
+
+
+# --- parts
+
+
+def _put(shown: Json, key: str, value: object) -> None:
+    """Set the key unless the value says nothing."""
+    if value:
+        shown[key] = value
+
+
+def _put_body(shown: Json, body: bytes, redaction: Redaction) -> None:
+    if not body:
+        return
+    if redaction.body:
+        shown["body"] = _redacted(body)
+        return
+    text = _utf8(body)
+    if text is None:
+        shown["bodyBase64"] = _base64(body)
+    else:
+        shown["body"] = text
+
+
+def _put_callback(
+    shown: Json, key: str, headers_key: str, callback: Callback | None, redaction: Redaction
+) -> None:
+    if callback is not None:
+        shown[key] = callback.url
+        _put(shown, headers_key, _headers(callback.headers, redaction))
+
+
+def _put_labels(shown: Json, labels: Sequence[str]) -> None:
+    if labels:
+        shown["label"] = labels[0]
+        shown["labels"] = list(labels)
+
+
+def _put_flow(shown: Json, flow: FlowControl | None) -> None:
+    """A period goes with every key, the limits only where they were given."""
+    if flow is not None:
+        shown["flowControlKey"] = flow.key
+        _put(shown, "parallelism", flow.parallelism)
+        _put(shown, "rate", flow.rate)
+        shown["period"] = flow.period_ms // 1000
+
+
+def _headers(headers: Headers, redaction: Redaction) -> dict[str, list[str]]:
+    """Names canonical, values as lists: a response may repeat a field."""
+    shown: dict[str, list[str]] = {}
+    for name, value in headers:
+        if redaction.headers or name.lower() in redaction.header_names:
+            value = _redacted(value.encode(errors="surrogateescape"))
+        else:
+            value = _text(value)
+        shown.setdefault(_text(canonical(name)), []).append(value)
+    return shown
+
+
+def _redacted(value: bytes) -> str:
+    return f"REDACTED:{sha256(value).hexdigest()}"
+
+
+def _text(value: str) -> str:
+    """As every JSON encoder takes it: lone surrogates, which stand for bytes that were not UTF-8, replaced."""
+    if value.isascii():
+        return value
+    return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _utf8(value: bytes) -> str | None:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _base64(value: bytes) -> str:
+    return b64encode(value).decode()
