@@ -22,21 +22,21 @@ once. A missing one fires at the moment of the leap, one that comes twice fires 
 ...     ticks = Cron.parse("CRON_TZ=Europe/Berlin " + cron).ticks(at_ms, at_ms + 10**10, count)
 ...     return [format(datetime.fromtimestamp(tick / 1000, zone), "%d. %H:%M %Z") for tick in ticks]
 
-On 28 March 2027 the clock in Berlin leaps from 2:00 CET to 3:00 CEST, on 31 October it is set back from
+On 31 March 2024 the clock in Berlin leaps from 2:00 CET to 3:00 CEST, on 27 October it is set back from
 3:00 CEST to 2:00 CET.
 
->>> berlin("30 2 * * *", "2027-03-27", 3)
-['27. 02:30 CET', '28. 03:00 CEST', '29. 02:30 CEST']
->>> berlin("30 2 * * *", "2027-10-30", 3)
-['30. 02:30 CEST', '31. 02:30 CEST', '01. 02:30 CET']
+>>> berlin("30 2 * * *", "2024-03-30", 3)
+['30. 02:30 CET', '31. 03:00 CEST', '01. 02:30 CEST']
+>>> berlin("30 2 * * *", "2024-10-26", 3)
+['26. 02:30 CEST', '27. 02:30 CEST', '28. 02:30 CET']
 
 **Intervals** (the minute or the hour field has a `*` or a step, or the hours are all 24) keep their beat in
 real time:
 
->>> berlin("*/20 * * * *", "2027-03-28T01:30", 4)
-['28. 01:40 CET', '28. 03:00 CEST', '28. 03:20 CEST', '28. 03:40 CEST']
->>> berlin("0 * * * *", "2027-10-31T01:30", 4)
-['31. 02:00 CEST', '31. 02:00 CET', '31. 03:00 CET', '31. 04:00 CET']
+>>> berlin("*/20 * * * *", "2024-03-31T01:30", 4)
+['31. 01:40 CET', '31. 03:00 CEST', '31. 03:20 CEST', '31. 03:40 CEST']
+>>> berlin("0 * * * *", "2024-10-27T01:30", 4)
+['27. 02:00 CEST', '27. 02:00 CET', '27. 03:00 CET', '27. 04:00 CET']
 
 To be exact, for as long after the change as the change is large, two clocks are heeded: the one that was
 changed, and the one it would be otherwise. A missing reading is not made up when the changed clock fires at
@@ -46,14 +46,14 @@ moment, too (2:00 CET is 3:00 CEST above). So an interval of hours is kept up to
 and none doubled, and the next one is again at its hour of the day; and an interval confined to the changed
 hour does not crowd into the next one, and does not run twice:
 
->>> berlin("0 */2 * * *", "2027-03-27T23:00", 4)
-['28. 00:00 CET', '28. 03:00 CEST', '28. 04:00 CEST', '28. 06:00 CEST']
->>> berlin("0 */2 * * *", "2027-10-31T01:00", 3)
-['31. 02:00 CEST', '31. 04:00 CET', '31. 06:00 CET']
->>> berlin("*/15 2 * * *", "2027-03-28", 2)
-['28. 03:00 CEST', '29. 02:00 CEST']
->>> berlin("*/15 2 * * *", "2027-10-31", 5)
-['31. 02:00 CEST', '31. 02:15 CEST', '31. 02:30 CEST', '31. 02:45 CEST', '01. 02:00 CET']
+>>> berlin("0 */2 * * *", "2024-03-30T23:00", 4)
+['31. 00:00 CET', '31. 03:00 CEST', '31. 04:00 CEST', '31. 06:00 CEST']
+>>> berlin("0 */2 * * *", "2024-10-27T01:00", 3)
+['27. 02:00 CEST', '27. 04:00 CET', '27. 06:00 CET']
+>>> berlin("*/15 2 * * *", "2024-03-31", 2)
+['31. 03:00 CEST', '01. 02:00 CEST']
+>>> berlin("*/15 2 * * *", "2024-10-27", 5)
+['27. 02:00 CEST', '27. 02:15 CEST', '27. 02:30 CEST', '27. 02:45 CEST', '28. 02:00 CET']
 
 The evaluation takes stretches of constant offset one after the other: within a stretch a local reading is
 an instant plus the offset, and only the beginning of a stretch needs the rules above.
