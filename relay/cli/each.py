@@ -1,0 +1,32 @@
+"""Doing one thing to each of several ids, so that one that is missing does not stop the others."""
+
+from collections.abc import Callable, Sequence
+
+from relay.cli.outcome import NOT_FOUND, OK, Failure
+from relay.cli.output import Output
+
+
+def each(
+    ids: Sequence[str],
+    act: Callable[[str], None],
+    output: Output,
+    document: Callable[[list[str]], object],
+) -> int:
+    """Act on every id; the exit code says whether one was missing.
+
+    Any other failure ends the command, after `document`, given the missing ids, has been printed for what was done
+    until then.
+    """
+    missing: list[str] = []
+    try:
+        for id in ids:
+            try:
+                act(id)
+            except Failure as failure:
+                if failure.code != NOT_FOUND:
+                    raise
+                output.note(str(failure))
+                missing.append(id)
+    finally:
+        output.document(document(missing))
+    return NOT_FOUND if missing else OK

@@ -1,0 +1,53 @@
+"""`relay dev` and `relay serve`: the commands that are a relay."""
+
+import argparse
+
+from relay.cli.commands import RUN_THE_RELAY, Commands
+from relay.cli.shell import Shell
+
+_FLAGS = ("host", "port", "database_url")
+
+
+def register(commands: Commands) -> None:
+    dev = commands.add(
+        "dev",
+        "start a relay for development",
+        _dev,
+        group=RUN_THE_RELAY,
+        details="It needs no configuration: it knows the published development tokens, may call this machine and\n"
+        "private networks, keeps its messages in a temporary place unless --database names one, and prints\n"
+        "the environment its clients need. Never let it be reached from outside.",
+    )
+    serve = commands.add(
+        "serve",
+        "start a relay for production",
+        _serve,
+        group=RUN_THE_RELAY,
+        details="Configured by RELAY_ variables in the environment; flags win. The first start makes a token and\n"
+        "signing keys, unless the environment has them, and prints them once.",
+    )
+    for parser, database in ((dev, "temporary"), (serve, "sqlite:///relay.db")):
+        parser.add_argument("--host", help="the address to listen on (default: 127.0.0.1)")
+        parser.add_argument("--port", help="the port to listen on, 0 for any free one (default: 8080)")
+        parser.add_argument(
+            "--database",
+            dest="database_url",
+            metavar="URL",
+            help=f"where messages live (default: {database})",
+        )
+
+
+def _dev(args: argparse.Namespace, shell: Shell) -> int:
+    from relay.main import main
+
+    return main("dev", _given(args))
+
+
+def _serve(args: argparse.Namespace, shell: Shell) -> int:
+    from relay.main import main
+
+    return main("serve", _given(args))
+
+
+def _given(args: argparse.Namespace) -> dict[str, str]:
+    return {name: value for name in _FLAGS if (value := getattr(args, name)) is not None}
