@@ -70,7 +70,8 @@ def _year(at_s: int) -> int:
 
 @lru_cache(maxsize=4096)
 def _changes_in_year(zone: Zone, year: int) -> tuple[Change, ...]:
-    start, end = (int(datetime(y, 1, 1, tzinfo=UTC).timestamp()) - 1 for y in (year, year + 1))
+    # Without the first second of the year and with that of the next, like the bounds of `changes`.
+    start, end = (int(datetime(y, 1, 1, tzinfo=UTC).timestamp()) for y in (year, year + 1))
     found: list[Change] = []
     before = zone.offset_s(start)
     for begin in range(start, end, _PROBE_S):

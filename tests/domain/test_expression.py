@@ -161,6 +161,8 @@ def test_length_and_depth_are_bounded() -> None:
     with pytest.raises(ValueError, match="is nested more than 32 levels deep at character 33"):
         RetryDelay("(" * 32 + "7" + ")" * 32)
 
+    assert RetryDelay("+".join(["((1))"] * 40)).delay_ms(0) == 40
+
     assert RetryDelay("1" + "+1" * 255 + " ").delay_ms(0) == 256
     with pytest.raises(ValueError, match="is longer than 512 characters"):
         RetryDelay("1" + "+1" * 255 + "  ")

@@ -98,7 +98,7 @@ def test_the_bounds_of_changes_are_exclusive_below_and_inclusive_above() -> None
     assert zone.changes(spring.at_s - 2, spring.at_s - 1) == []
 
 
-def test_a_change_at_the_turn_of_the_year_belongs_to_one_year_only() -> None:
+def test_a_step_across_the_date_line_is_one_change_of_a_whole_day() -> None:
     # Samoa's leap across the date line: midnight of 29 December 2011 there is 10:00 UTC of the 30th.
     zone = load_zone("Pacific/Apia")
     leap = Change(at_s=at(2011, 12, 30, 10), before_s=-10 * 3600, after_s=14 * 3600)
