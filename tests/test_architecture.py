@@ -23,7 +23,9 @@ ALLOWED: dict[str, frozenset[str]] = {
     "relay/config": frozenset({"relay.domain"}),
     "relay/accounts": frozenset({"relay.config", "relay.domain", "storage.protocol"}),
     "relay/domain": frozenset({"relay.domain", "relay.ids", "msgspec", "cronsim", "tzdata"}),
-    "relay/wire": frozenset({"relay.wire", "relay.domain", "relay.ids", "storage.protocol", "msgspec", "orjson"}),
+    "relay/wire": frozenset(
+        {"relay.wire", "relay.domain", "relay.ids", "storage.protocol", "msgspec", "orjson", "idna"}
+    ),
     "relay/api": frozenset(
         {
             "relay.api", "relay.wire", "relay.domain", "relay.clock", "relay.ids", "relay.log", "storage.protocol",

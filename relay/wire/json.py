@@ -6,9 +6,9 @@ header field or an error they are replaced.
 """
 
 from base64 import b64encode
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any
 
 from relay.domain.dead_letter import DeadLetter
 from relay.domain.delivery import State
@@ -18,15 +18,14 @@ from relay.domain.message import (
     FlowControl,
     Headers,
     Message,
-    MessageId,
     Redaction,
 )
-from relay.domain.schedule import Schedule
 from relay.domain.selection import Order
 from relay.ids import text_of
 from relay.wire.cursor import Cursor, dead_letter_text, log_cursor
 from relay.wire.headers import canonical
 from relay.wire.selection import Page
+from storage.protocol import Receipt, ScheduleView
 
 Json = dict[str, Any]
 
@@ -35,24 +34,6 @@ PAGE_BYTES = 16 << 20
 
 _NO_REDACTION = Redaction()
 _RUN_STATES = {None: "IN_PROGRESS", True: "SUCCESS", False: "FAIL"}
-
-
-class Receipt(Protocol):
-    """What became of a published message."""
-
-    @property
-    def message_id(self) -> MessageId: ...
-    @property
-    def deduplicated(self) -> bool: ...
-
-
-class ScheduleView(Protocol):
-    """A schedule, and the messages of its latest run: True delivered, False failed, None in progress."""
-
-    @property
-    def schedule(self) -> Schedule: ...
-    @property
-    def last_states(self) -> Mapping[MessageId, bool | None]: ...
 
 
 def message_id_text(message_id: int) -> str:
