@@ -23,7 +23,8 @@ _GENERATED = "generated_token"
 class Credentials:
     """What a client needs to be told.
 
-    `token` is None when an earlier start made it and only its hash is left.
+    `token` is None when there is nothing to tell: it is configured, or an earlier start made it and only its
+    hash is left.
     """
 
     token: str | None
@@ -114,15 +115,14 @@ async def production(
     if stored is None:
         await catalog.put_tenant(tenant, now=now)
     await _only(catalog, config.readonly_token, Principal(tenant=tenant.id, read_only=True), now=now)
-    token = config.token
-    shown = token
+    token, told = config.token, None
     if token is None:
         generated = await catalog.setting(_GENERATED)
         if generated is not None and await catalog.principal(bytes.fromhex(generated)) is not None:
             return Credentials(token=None, current_key=tenant.current_key, next_key=tenant.next_key)
-        token = shown = make_token(tenant.user_id, fresh_name(""))
+        token = told = make_token(tenant.user_id, fresh_name(""))
     await _only(catalog, token, Principal(tenant=tenant.id), now=now)
-    return Credentials(token=shown, current_key=tenant.current_key, next_key=tenant.next_key)
+    return Credentials(token=told, current_key=tenant.current_key, next_key=tenant.next_key)
 
 
 async def remember_shown(catalog: Catalog, credentials: Credentials) -> None:

@@ -26,7 +26,7 @@ class Request(Struct, frozen=True, kw_only=True):
 
 
 class RetryPolicy(Struct, frozen=True, kw_only=True):
-    """Attempts = 1 + `max_retries`. `delay` is the publisher's expression, verbatim; None means the default curve."""
+    """Attempts = 1 + `max_retries`. `delay` is the expression as published; None means the default curve."""
 
     max_retries: int = 3
     delay: str | None = None

@@ -1,0 +1,40 @@
+"""What a relay says when it starts: the lines to paste."""
+
+from typing import Literal
+
+from relay.accounts import Credentials
+
+Mode = Literal["dev", "serve"]
+
+_CURL = (
+    """curl -d "hello" -H "Authorization: Bearer $QSTASH_TOKEN" """
+    """"$QSTASH_URL/v2/publish/http://localhost:3000/hook\""""
+)
+_PYTHON = (
+    """python -c 'import os, qstash; qstash.QStash(os.environ["QSTASH_TOKEN"], """
+    """base_url=os.environ["QSTASH_URL"]).message.publish_json("""
+    """url="http://localhost:3000/hook", body={"hello": "world"})'"""
+)
+
+
+def text(mode: Mode, url: str, credentials: Credentials, *, command: str) -> str:
+    """The greeting; `command` is how this relay was called. Without a token to tell (it is configured, or was told by an earlier start), one line."""
+    if credentials.token is None:
+        return f"Relay is running at {url}"
+    lines = [
+        f"Relay is running at {url}",
+        "",
+        "Paste this into the shell, or into the environment of your app:",
+        "",
+        f"export QSTASH_URL={url}",
+        f"export QSTASH_TOKEN={credentials.token}",
+        f"export QSTASH_CURRENT_SIGNING_KEY={credentials.current_key}",
+        f"export QSTASH_NEXT_SIGNING_KEY={credentials.next_key}",
+        "",
+    ]
+    if mode == "serve":
+        return "\n".join([*lines, "Only a hash of the token is stored: it is not shown again.", ""])
+    lines += ["Publish something from the shell:", "", f"  {_CURL}", ""]
+    lines += ["or with the Python SDK (pip install qstash):", "", f"  {_PYTHON}", ""]
+    lines += ["and watch what becomes of it:", "", f"  {command} logs --follow", ""]
+    return "\n".join(lines)

@@ -1,0 +1,226 @@
+"""The composition root: configuration in, a running relay out. The only file that names a concrete backend."""
+
+import asyncio
+import os
+import random
+import signal
+import sys
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any
+
+from relay import accounts, greeting
+from relay.accounts import Credentials
+from relay.api.app import build_app
+from relay.api.auth import Authenticator
+from relay.api.bodies import Bodies
+from relay.api.connection import ApiRunner
+from relay.api.services import Services
+from relay.clock import Clock, SystemClock
+from relay.config import Config, ConfigError, load
+from relay.domain.errors import Unavailable
+from relay.engine.egress import Egress
+from relay.engine.engine import Engine
+from relay.engine.janitor import Janitor
+from relay.engine.scheduler import Scheduler
+from relay.engine.sender import Sender
+from relay.engine.service import Service
+from relay.engine.signer import Signer
+from relay.greeting import Mode
+from relay.ids import Ids, random_name
+from relay.log import Log, StreamLog
+from relay.metrics import Metrics
+from signing import generate_key
+from storage.protocol import CannotOpen, Storage
+from storage.sqlite import open_sqlite
+
+#: Development reaches what a laptop has: itself, its containers, its network.
+_DEV_DEFAULTS = {
+    "database_url": "sqlite://",
+    "allow_networks": "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,169.254.0.0/16,"
+    "100.64.0.0/10,fc00::/7,fe80::/10",
+    "log_format": "text",
+}
+_BACKLOG = 1024
+#: What a killed client or a stuck connection may hold up, once everything else has stopped.
+_CLOSE_SECONDS = 2.0
+
+
+def main(mode: Mode, flags: Mapping[str, str]) -> int:
+    """Run the relay until it is told to stop; the exit status. `flags` are those given, by field name."""
+    try:
+        config = load(os.environ, flags=flags, defaults=_DEV_DEFAULTS if mode == "dev" else None)
+        return _run_loop(run(mode, config))
+    except (ConfigError, CannotOpen, Unavailable, OSError) as problem:
+        print(f"relay: {problem}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run_loop(program: Coroutine[Any, Any, int]) -> int:
+    try:
+        import uvloop
+    except ImportError:  # not made for this platform
+        return asyncio.run(program)
+    return uvloop.run(program)
+
+
+async def run(mode: Mode, config: Config) -> int:
+    """Open, serve until SIGTERM or SIGINT, stop in order; a second signal exits at once."""
+    clock = SystemClock()
+    log = StreamLog(now=clock.now, human=config.log_format == "text")
+    try:
+        storage = await open_storage(config.database_url, clock=clock, log=log)
+        try:
+            credentials = await _credentials(mode, storage, config, now=clock.now())
+            relay = Relay(config, storage, clock=clock, log=log)
+            url = await relay.start()
+            print(greeting.text(mode, url, credentials, command=sys.argv[0]), flush=True)
+            if mode == "serve":
+                await accounts.remember_shown(storage, credentials)
+            log.info("relay.started", url=url)
+            await _told_to_stop()
+            log.info("relay.stopping", in_flight=relay.in_flight)
+            await relay.stop()
+            log.info("relay.stopped")
+        finally:
+            await storage.close()
+    finally:
+        log.close()
+    return 0
+
+
+async def open_storage(url: str, *, clock: Clock, log: Log) -> Storage:
+    """The backend that `url` names; raises `ConfigError` for one that does not exist."""
+    if url.startswith("sqlite:"):
+        return await open_sqlite(url, clock=clock, log=log)
+    raise ConfigError(f'"{url}" is not a database this relay can open; use for example sqlite:///relay.db')
+
+
+class Relay:
+    """One relay process: storage, engine and API, wired together. The caller owns the storage."""
+
+    def __init__(self, config: Config, storage: Storage, *, clock: Clock, log: Log) -> None:
+        self._config = config
+        self._storage = storage
+        self._clock = clock
+        self._log = log
+        self.metrics = Metrics()
+        ids = Ids(node=storage.node, last=storage.last_id)
+        self._sender = Sender(
+            egress=Egress(config.allow_networks),
+            clock=clock,
+            connect_timeout_ms=config.connect_timeout_ms,
+            max_response_bytes=config.max_response_bytes,
+        )
+        self._engine = Engine(
+            storage,
+            sender=self._sender,
+            signer=Signer(storage, clock=clock, random_name=random_name),
+            settings=config,
+            clock=clock,
+            log=log,
+            metrics=self.metrics,
+        )
+        scheduler = Scheduler(
+            storage,
+            clock=clock,
+            ids=ids,
+            log=log,
+            metrics=self.metrics,
+            grace_ms=config.schedule_grace_ms,
+            random=random.random,
+        )
+        janitor = Janitor(
+            storage,
+            clock=clock,
+            log=log,
+            metrics=self.metrics,
+            log_retention_ms=config.log_retention_ms,
+            dlq_retention_ms=config.dlq_retention_ms,
+            random=random.random,
+        )
+        self._service = Service(
+            engine=self._engine, scheduler=scheduler, janitor=janitor, clock=clock, log=log
+        )
+        services = Services(
+            storage=storage,
+            publisher=self._engine,
+            authenticator=Authenticator(storage, clock),
+            bodies=Bodies(),
+            clock=clock,
+            ids=ids,
+            limits=config.limits(),
+            log=log,
+            ready=self.problems,
+            metrics=self.render_metrics,
+            generate_key=generate_key,
+            schedule_changed=scheduler.poke,
+            trusted_proxies=config.trusted_proxies,
+        )
+        self._runner = ApiRunner(
+            build_app(services), handle_signals=False, shutdown_timeout=config.shutdown_timeout_ms / 1000
+        )
+
+    @property
+    def in_flight(self) -> int:
+        return self._engine.in_flight
+
+    async def start(self) -> str:
+        """Begin to deliver and to listen; returns the URL the relay answers at."""
+        from aiohttp import web
+
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self._config.host, self._config.port, backlog=_BACKLOG)
+        await site.start()
+        self._service.start()
+        host, port = self._runner.addresses[0][:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def stop(self) -> None:
+        """Stop accepting, let what is in flight finish up to the deadline, hand the rest back."""
+        until = self._clock.now() + self._config.shutdown_timeout_ms
+        for site in list(self._runner.sites):
+            await site.stop()
+        await self._service.stop(until)
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self._runner.cleanup()
+        except TimeoutError:
+            self._log.warning("relay.connections_cut")
+        await self._sender.close()
+
+    async def problems(self) -> Sequence[str]:
+        """Why this relay cannot do its work now; empty when it can."""
+        problems = self._service.problems()
+        try:
+            await self._storage.ping()
+        except Unavailable as reason:
+            problems.append(f"storage is unavailable: {reason}")
+        return problems
+
+    def render_metrics(self) -> bytes:
+        self.metrics.in_flight.set(self._engine.in_flight)
+        return self.metrics.render()
+
+
+async def _credentials(mode: Mode, storage: Storage, config: Config, *, now: int) -> Credentials:
+    if mode == "dev":
+        return await accounts.development(storage, now=now)
+    return await accounts.production(storage, config, now=now, fresh_key=generate_key, fresh_name=random_name)
+
+
+async def _told_to_stop() -> None:
+    """The first signal ends the wait; from then on a second one ends the process."""
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def tell() -> None:
+        if told.is_set():
+            os._exit(1)
+        told.set()
+
+    for number in signals:
+        loop.add_signal_handler(number, tell)
+    await told.wait()
