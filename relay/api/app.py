@@ -1,0 +1,155 @@
+"""The route table: every path the relay answers, one line each."""
+
+from collections.abc import Awaitable, Callable
+from enum import Enum
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from msgspec import Struct
+
+from relay.api import dlq, health, keys, logs, messages, publish, schedules
+from relay.api.answer import Answer, error_answer
+from relay.api.auth import Caller
+from relay.api.middleware import guard, response_of
+from relay.api.services import Services
+
+Endpoint = Callable[[Services, Caller, web.Request], Awaitable[Answer]]
+OpenEndpoint = Callable[[Services], Awaitable[Answer]]
+
+
+class Access(Enum):
+    """What a token must be good for; a read-only one is refused where something may change."""
+
+    READ = "read"
+    WRITE = "write"
+
+
+class Route(Struct, frozen=True):
+    method: str
+    path: str
+    access: Access
+    endpoint: Endpoint
+
+
+READ, WRITE = Access.READ, Access.WRITE
+
+#: A destination is the raw rest of the request target; aiohttp only has to let it pass, line breaks included.
+_DESTINATION = "{destination:(?s:.*)}"
+#: Told apart from a destination by its characters: no id holds the colon of "https:".
+_ID = "{schedule_id:[A-Za-z0-9._-]+}"
+
+ROUTES = (
+    Route("POST", f"/v2/publish/{_DESTINATION}", WRITE, publish.create),
+    Route("POST", "/v2/batch", WRITE, publish.create_batch),
+    Route("GET", "/v2/messages/{message_id}", READ, messages.show),
+    Route("DELETE", "/v2/messages/{message_id}", WRITE, messages.cancel),
+    Route("DELETE", "/v2/messages", WRITE, messages.cancel_selected),
+    Route("GET", "/v2/schedules", READ, schedules.index),
+    Route("PATCH", "/v2/schedules/{schedule_id}/pause", WRITE, schedules.pause),
+    Route("POST", f"/v2/schedules/{_ID}/pause", WRITE, schedules.pause),
+    Route("PATCH", "/v2/schedules/{schedule_id}/resume", WRITE, schedules.resume),
+    Route("POST", f"/v2/schedules/{_ID}/resume", WRITE, schedules.resume),
+    Route("GET", "/v2/schedules/{schedule_id}", READ, schedules.show),
+    Route("DELETE", "/v2/schedules/{schedule_id}", WRITE, schedules.delete),
+    Route("POST", f"/v2/schedules/{_DESTINATION}", WRITE, schedules.create),
+    Route("GET", "/v2/dlq", READ, dlq.index),
+    Route("DELETE", "/v2/dlq", WRITE, dlq.delete_selected),
+    Route("POST", "/v2/dlq/retry", WRITE, dlq.retry_selected),
+    Route("POST", "/v2/dlq/retry/{dlq_id}", WRITE, dlq.retry),
+    Route("GET", "/v2/dlq/{dlq_id}", READ, dlq.show),
+    Route("DELETE", "/v2/dlq/{dlq_id}", WRITE, dlq.delete),
+    Route("GET", "/v2/events", READ, logs.events),
+    Route("GET", "/v2/logs", READ, logs.logs),
+    Route("GET", "/v2/keys", READ, keys.show),
+    Route("POST", "/v2/keys/rotate", WRITE, keys.rotate),
+)
+
+#: Asked by machines, without a token.
+OPEN_ROUTES: tuple[tuple[str, str, OpenEndpoint], ...] = (
+    ("GET", "/healthz", health.healthz),
+    ("GET", "/readyz", health.readyz),
+    ("GET", "/metrics", health.metrics),
+)
+
+#: Parts of the protocol that this version does not have, with everything below them. They say so: a client that
+#: asks for a queue must not believe it got one.
+NOT_OFFERED = (
+    "/v2/enqueue",
+    "/v2/queues",
+    "/v2/topics",
+    "/v2/flowControl",
+    "/v2/globalParallelism",
+    "/v2/trigger",
+    "/v2/batch/trigger",
+    "/v2/workflows",
+    "/v2/notify",
+    "/v2/wait",
+    "/v2/waiters",
+    "/llm/v1/chat/completions",
+)
+
+#: Bytes of the request line and of one header field. Destinations and forwarded headers are both long-winded.
+_LINE_BYTES = 32 << 10
+_MAX_HEADERS = 256
+
+
+def build_app(services: Services) -> web.Application:
+    """The application; it holds no state of its own.
+
+    A trailing slash names the same collection. Bodies are never decompressed: they arrive as they were sent.
+    """
+    app = web.Application(
+        middlewares=[guard(services)],
+        handler_args={
+            "access_log": None,
+            "auto_decompress": False,
+            "max_line_size": _LINE_BYTES,
+            "max_field_size": _LINE_BYTES,
+            "max_headers": _MAX_HEADERS,
+        },
+    )
+    for route in ROUTES:
+        handler = _authenticated(services, route)
+        _add(app, route.method, route.path, handler)
+        if not route.path.endswith("}"):
+            _add(app, route.method, route.path + "/", handler)
+    for method, path, endpoint in OPEN_ROUTES:
+        _add(app, method, path, _open(services, endpoint))
+    for path in NOT_OFFERED:
+        _add(app, "*", path, _not_offered(path))
+        _add(app, "*", path + "/{rest:(?s:.*)}", _not_offered(path))
+    return app
+
+
+def _add(app: web.Application, method: str, path: str, handler: Handler) -> None:
+    app.router.add_route(method, path, handler, expect_handler=_continue_later)
+
+
+async def _continue_later(request: web.Request) -> None:
+    """`100 Continue` is said when the body is read: after the token and the declared length were looked at."""
+
+
+def _authenticated(services: Services, route: Route) -> Handler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        caller = await services.authenticator.caller(
+            request.headers.get("Authorization"), request.rel_url.raw_query_string
+        )
+        if route.access is Access.WRITE:
+            caller.require_write()
+        return response_of(await route.endpoint(services, caller, request))
+
+    return handle
+
+
+def _open(services: Services, endpoint: OpenEndpoint) -> Handler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        return response_of(await endpoint(services))
+
+    return handle
+
+
+def _not_offered(path: str) -> Handler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        return response_of(error_answer(400, f"{path} is not offered by this version"))
+
+    return handle

@@ -1,0 +1,101 @@
+"""Whom a request speaks for.
+
+A token comes as `Authorization: Bearer` or as `?qstash_token=`. Either valid one admits, so that the unrelated
+Authorization header of a webhook sender does no harm; when both are valid, the header's identity counts.
+"""
+
+from collections.abc import Iterator
+from hashlib import sha256
+from hmac import compare_digest
+from typing import Protocol
+from urllib.parse import unquote
+
+from msgspec import Struct
+
+from relay.clock import Clock
+from relay.domain.errors import Forbidden, Unauthorized
+from relay.domain.message import TenantId
+from relay.domain.tenant import Principal
+
+#: A revoked token fails, on every node, within this time.
+_BELIEVED_MS = 1_000
+#: Bounds the memory of a second in which more tokens than this are used.
+_REMEMBERED = 1_024
+_INDEX_BYTES = 8
+_SCHEME = "bearer "
+_PARAMETER = "qstash_token"
+
+
+class Caller(Struct, frozen=True, kw_only=True):
+    """Whom the request speaks for, and whether its Authorization header is what said so: then it is a secret
+    between the caller and the relay, and no destination may see it."""
+
+    principal: Principal
+    authorization_is_ours: bool
+
+    @property
+    def tenant(self) -> TenantId:
+        return self.principal.tenant
+
+    def require_write(self) -> None:
+        if self.principal.read_only:
+            raise Forbidden("the token is read-only")
+
+
+class Tokens(Protocol):
+    """The part of storage that knows tokens."""
+
+    async def principal(self, token_hash: bytes) -> Principal | None: ...
+
+
+def token_hash(token: str) -> bytes:
+    """The only form in which a token is kept."""
+    return sha256(token.encode(errors="surrogateescape")).digest()
+
+
+class Authenticator:
+    """Remembers for a second whom a token speaks for; unknown tokens are never remembered."""
+
+    def __init__(self, tokens: Tokens, clock: Clock) -> None:
+        self._tokens = tokens
+        self._clock = clock
+        #: Found by a piece of the hash; the whole hash is compared in constant time.
+        self._known: dict[bytes, tuple[bytes, Principal, int]] = {}
+
+    async def caller(self, authorization: str | None, query: str) -> Caller:
+        """Raises `Unauthorized` unless the Authorization header or the raw query holds a valid token."""
+        for token, in_header in _presented(authorization, query):
+            principal = await self._principal_of(token)
+            if principal is not None:
+                return Caller(principal=principal, authorization_is_ours=in_header)
+        raise Unauthorized(
+            "a valid token is required: Authorization: Bearer <token>, or the query parameter qstash_token"
+        )
+
+    async def _principal_of(self, token: str) -> Principal | None:
+        digest = token_hash(token)
+        index = digest[:_INDEX_BYTES]
+        now = self._clock.now()
+        known = self._known.get(index)
+        if known is not None and compare_digest(known[0], digest) and 0 <= now - known[2] < _BELIEVED_MS:
+            return known[1]
+        principal = await self._tokens.principal(digest)
+        if principal is None:
+            self._known.pop(index, None)
+            return None
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        self._known[index] = (digest, principal, now)
+        return principal
+
+
+def _presented(authorization: str | None, query: str) -> Iterator[tuple[str, bool]]:
+    """The tokens of a request, each with whether the header held it."""
+    if authorization is not None and authorization[: len(_SCHEME)].lower() == _SCHEME:
+        yield authorization[len(_SCHEME) :].strip(), True
+    if _PARAMETER in query:
+        for parameter in query.split("&"):
+            name, _, value = parameter.partition("=")
+            if name == _PARAMETER:
+                # Not unquote_plus: a base64 token may hold a "+" that its sender did not encode.
+                yield unquote(value), False

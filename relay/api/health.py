@@ -1,0 +1,23 @@
+"""Whether the process is up, whether it can work, and its numbers: for machines, without a token."""
+
+import asyncio
+
+from relay.api.answer import Answer, error_answer, json_answer
+from relay.api.services import Services
+
+
+async def healthz(services: Services) -> Answer:
+    """Answers as long as the process does; storage is not asked."""
+    return json_answer({"status": "ok"})
+
+
+async def readyz(services: Services) -> Answer:
+    problems = await services.ready()
+    if problems:
+        return error_answer(503, "not ready: " + "; ".join(problems))
+    return json_answer({"status": "ready"})
+
+
+async def metrics(services: Services) -> Answer:
+    text = await asyncio.to_thread(services.metrics)
+    return Answer(status=200, body=text, content_type="text/plain; version=0.0.4; charset=utf-8")

@@ -1,0 +1,47 @@
+"""Everything the endpoints need of the rest of the relay."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from typing import Protocol
+
+from relay.api.auth import Authenticator
+from relay.api.bodies import Bodies
+from relay.clock import Clock
+from relay.domain.message import Message
+from relay.domain.tenant import Limits
+from relay.ids import Ids
+from relay.log import Log
+from storage.protocol import Archive, Catalog, Inbox, Receipt, Schedules
+
+
+class Publisher(Protocol):
+    """The door to the road of a message."""
+
+    async def publish(self, messages: Sequence[Message]) -> Sequence[Receipt]:
+        """Durable when it returns, all or none; `Unavailable` when nothing was accepted. Receipts in order."""
+        ...
+
+
+class Store(Inbox, Schedules, Catalog, Archive, Protocol):
+    """The roles of storage that answer requests."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """`ready` lists what keeps the relay from working, as sentences; `metrics` renders the Prometheus text and
+    may take its time; `generate_key` makes a fresh signing key. `trusted_proxies` are the peers whose
+    X-Forwarded-For is believed."""
+
+    storage: Store
+    publisher: Publisher
+    authenticator: Authenticator
+    bodies: Bodies
+    clock: Clock
+    ids: Ids
+    limits: Limits
+    log: Log
+    ready: Callable[[], Awaitable[Sequence[str]]]
+    metrics: Callable[[], bytes]
+    generate_key: Callable[[], str]
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
