@@ -18,6 +18,14 @@ from relay.domain.schedule import Run, Schedule
 from relay.domain.selection import Order, Selection
 from relay.domain.tenant import Principal, Tenant
 
+#: How long a deduplication key holds, by the deduplication guide of the QStash documentation. It is freed earlier
+#: when its message fails for good or is canceled.
+DEDUP_WINDOW_MS = 10 * 60_000
+
+
+class CannotOpen(Exception):  # noqa: N818 - what happened, in the words of the one who reads it
+    """The database cannot be used by this process at all; the message is one sentence for whoever starts it."""
+
 
 class ClaimTerms(Struct, frozen=True, kw_only=True):
     """How many deliveries a worker can take, and for how long it may keep silent about them."""
@@ -95,7 +103,8 @@ class Inbox(Protocol):
     async def publish(
         self, messages: Sequence[Message], *, now: int, claim: ClaimTerms | None = None
     ) -> Published:
-        """Store the messages, all or none. Duplicates by `dedup_key` inside their window store nothing.
+        """Store the messages, all or none. Duplicates by `dedup_key` inside their window store nothing, and
+        neither does a message whose id is stored already: repeating a publish is harmless.
 
         With `claim`, the first `claim.limit` of them that are due at `now` come back already leased, so that the
         caller never reads back what it has just written.
@@ -131,7 +140,7 @@ class Work(Protocol):
         ...
 
     def on_work(self, wake: Callable[[int], None]) -> None:
-        """Call `wake(due_at)` on the event loop after a commit that made something due. A hint: it may be missed."""
+        """Call `wake(due_at)` on the event loop after a commit that made something due: a hint, may be missed."""
         ...
 
 
@@ -246,7 +255,17 @@ class Archive(Protocol):
 
 
 class Storage(Inbox, Work, Schedules, Catalog, Archive, Protocol):
-    """A database that can do all of it."""
+    """A database that can do all of it.
+
+    `last_id` is the greatest message id it held when it was opened, `node` the number that tells this process'
+    ids from those of others on the same database: what the process' `Ids` starts from.
+    """
+
+    @property
+    def last_id(self) -> int: ...
+
+    @property
+    def node(self) -> int: ...
 
     async def ping(self) -> None:
         """Prove that a commit is possible now; raises `Unavailable` otherwise."""

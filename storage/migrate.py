@@ -1,0 +1,42 @@
+"""Numbered .sql files, each applied once, in one transaction with the note that it was."""
+
+from collections.abc import Collection, Sequence
+from importlib.resources import files
+
+from msgspec import Struct
+
+from storage.protocol import CannotOpen
+
+
+class Migration(Struct, frozen=True, kw_only=True):
+    """`text` holds statements separated by semicolons."""
+
+    version: int
+    name: str
+    text: str
+
+
+def migrations_of(package: str) -> Sequence[Migration]:
+    """The files `0001_name.sql` inside an importable package's `migrations` directory, in order."""
+    found = sorted(
+        (entry for entry in files(package).joinpath("migrations").iterdir() if entry.name.endswith(".sql")),
+        key=lambda entry: entry.name,
+    )
+    migrations = [
+        Migration(version=int(entry.name[:4]), name=entry.name[5:-4], text=entry.read_text("utf-8"))
+        for entry in found
+    ]
+    if [migration.version for migration in migrations] != list(range(1, len(migrations) + 1)):
+        raise CannotOpen(f"the migrations of {package} are not numbered 1 to {len(migrations)}")
+    return migrations
+
+
+def missing(known: Sequence[Migration], applied: Collection[int]) -> Sequence[Migration]:
+    """Those still to be applied. Raises `CannotOpen` for a database that a newer relay has migrated."""
+    newest = max(applied, default=0)
+    if newest > len(known):
+        raise CannotOpen(
+            f"the database has schema version {newest}, this relay knows versions up to {len(known)}: "
+            "start the newer relay that migrated it, or restore a backup from before"
+        )
+    return [migration for migration in known if migration.version not in applied]

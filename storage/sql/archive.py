@@ -1,0 +1,315 @@
+"""History, dead letters, and forgetting: what is read and removed after the fact."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from relay.domain.dead_letter import DeadLetter, DeadLetterId
+from relay.domain.delivery import Change
+from relay.domain.event import Event
+from relay.domain.message import Message, MessageId, TenantId
+from relay.domain.selection import Order, Selection
+from relay.ids import first_at
+from storage.codec import (
+    DEAD_LETTER_COLUMNS,
+    EVENT_COLUMNS,
+    FINAL_CHANGES,
+    MESSAGE_READ,
+    Row,
+    dead_letter_of,
+    decoded,
+    event_of,
+    labels_of,
+    message_of,
+)
+from storage.protocol import Retention
+from storage.sql.schedules import remember_outcomes
+from storage.sql.script import Parameters, Query, Script, slices
+from storage.sql.selection import changes_of, conditions, instants, narrow
+
+#: Values in one IN list.
+_SLICE = 500
+
+#: Row positions are time-ordered, but a row may tell of an instant this long before its position (an attempt that
+#: waited for storage to come back, a clock that was set back). Never of a later one.
+_TARDY_MS = 24 * 3_600_000
+
+_EVENT_READ = ", ".join(f"e.{name}" for name in EVENT_COLUMNS.split(", "))
+_DEAD_LETTER_READ = ", ".join(f"d.{name}" for name in DEAD_LETTER_COLUMNS.split(", "))
+
+
+class Removed(NamedTuple):
+    """How many rows went, and how many of them were dead letters."""
+
+    rows: int
+    dead_letters: int
+
+
+def message(tenant: TenantId, message_id: MessageId) -> Script[Message | None]:
+    rows = yield Query(
+        f"SELECT {MESSAGE_READ} FROM messages m WHERE m.id = ?1 AND m.tenant = ?2", (message_id, tenant)
+    )
+    return message_of(rows[0]) if rows else None
+
+
+def messages(tenant: TenantId, ids: Iterable[int]) -> Script[dict[int, Message]]:
+    """The messages with these ids that exist, by id."""
+    found: dict[int, Message] = {}
+    for part in slices(sorted(set(ids)), _SLICE):
+        bind = Parameters()
+        rows = yield Query(
+            f"SELECT {MESSAGE_READ} FROM messages m"
+            f" WHERE m.id IN {bind.several(part)} AND m.tenant = {bind(tenant)}",
+            bind.values,
+        )
+        found.update((message.id, message) for message in decoded(rows, message_of))
+    return found
+
+
+def events(
+    tenant: TenantId, selection: Selection, *, order: Order, start: int | None, limit: int
+) -> Script[Sequence[Event]]:
+    """A page of history. Rows whose message was forgotten between two steps are left out."""
+    ids = yield from narrow(selection, tenant)
+    if ids is not None and not ids:
+        return []
+    bind = Parameters()
+    where = []
+    if ids is None:
+        where.append(f"e.tenant = {bind(tenant)}")
+    else:
+        # The sign keeps the planner from walking the whole tenant instead.
+        where.append(f"+e.tenant = {bind(tenant)} AND e.message_id IN {bind.several(ids)}")
+    where += _page("e.position", selection, order, start, bind)
+    where += instants("e.at", selection, bind)
+    if selection.states:
+        changes = changes_of(selection.states)
+        where.append(f"e.change IN {bind.several(changes)}")
+        if min(changes) > Change.DELIVERED:
+            where.append("e.change > 4")
+    if selection.response_statuses:
+        where.append(f"e.status IN {bind.several(selection.response_statuses)}")
+    of_message = list(conditions(selection, tenant, bind))
+    # CROSS JOIN is how SQLite is told the order: events first, their messages by key.
+    join = " CROSS JOIN messages m" if of_message else ""
+    where += ["m.id = e.message_id", *of_message] if of_message else []
+    rows = yield Query(
+        f"SELECT {_EVENT_READ} FROM events e{join} WHERE {' AND '.join(where)}"
+        f" ORDER BY e.position {_direction(order)} LIMIT {bind(limit)}",
+        bind.values,
+    )
+    found = yield from messages(tenant, (row[4] for row in rows))
+    return decoded((row for row in rows if row[4] in found), lambda row: event_of(row, found[row[4]]))
+
+
+def dead_letter(tenant: TenantId, dead_letter_id: DeadLetterId) -> Script[DeadLetter | None]:
+    rows = yield Query(
+        f"SELECT {_DEAD_LETTER_READ} FROM dead_letters d WHERE d.tenant = ?1 AND d.id = ?2",
+        (tenant, dead_letter_id),
+    )
+    found = yield from _dead_letters_of(tenant, rows)
+    return found[0] if found else None
+
+
+def dead_letters(
+    tenant: TenantId, selection: Selection, *, order: Order, start: int | None, limit: int
+) -> Script[Sequence[DeadLetter]]:
+    """A page of dead letters. When `dead_letter_ids` are given no other filter counts."""
+    if selection.dead_letter_ids is not None:
+        return (
+            yield from _dead_letters_with(
+                tenant, selection.dead_letter_ids, order=order, start=start, limit=limit
+            )
+        )
+    ids = yield from narrow(selection, tenant)
+    if ids is not None and not ids:
+        return []
+    bind = Parameters()
+    where = []
+    if ids is None:
+        where.append(f"d.tenant = {bind(tenant)}")
+    else:
+        where.append(f"+d.tenant = {bind(tenant)} AND d.message_id IN {bind.several(ids)}")
+    where += _page("d.id", selection, order, start, bind)
+    where += instants("d.failed_at", selection, bind)
+    if selection.response_statuses:
+        where.append(f"d.status IN {bind.several(selection.response_statuses)}")
+    of_message = list(conditions(selection, tenant, bind))
+    join = " CROSS JOIN messages m" if of_message else ""
+    where += ["m.id = d.message_id", *of_message] if of_message else []
+    rows = yield Query(
+        f"SELECT {_DEAD_LETTER_READ} FROM dead_letters d{join} WHERE {' AND '.join(where)}"
+        f" ORDER BY d.id {_direction(order)} LIMIT {bind(limit)}",
+        bind.values,
+    )
+    return (yield from _dead_letters_of(tenant, rows))
+
+
+def delete_dead_letters(
+    tenant: TenantId, ids: Sequence[DeadLetterId]
+) -> Script[dict[DeadLetterId, MessageId]]:
+    """Those that existed, with the messages they were about. The messages stay: see `forget`."""
+    deleted: dict[DeadLetterId, MessageId] = {}
+    for part in slices(ids, _SLICE):
+        bind = Parameters()
+        rows = yield Query(
+            f"DELETE FROM dead_letters WHERE tenant = {bind(tenant)} AND id IN {bind.several(part)}"
+            " RETURNING id, message_id",
+            bind.values,
+        )
+        deleted.update((row[0], row[1]) for row in rows)
+    return deleted
+
+
+def forget(ids: Iterable[int]) -> Script[int]:
+    """Delete those of the messages that no delivery, event or dead letter refers to; returns how many."""
+    count = 0
+    for part in slices(sorted(set(ids)), _SLICE):
+        bind = Parameters()
+        rows = yield Query(
+            f"""
+            SELECT m.id, m.tenant, m.labels FROM messages m
+            WHERE m.id IN {bind.several(part)}
+            AND NOT EXISTS (SELECT 1 FROM events e WHERE e.message_id = m.id)
+            AND NOT EXISTS (SELECT 1 FROM dead_letters d WHERE d.message_id = m.id)
+            AND NOT EXISTS (SELECT 1 FROM deliveries v WHERE v.tenant = m.tenant AND v.id = m.id)
+            """,
+            bind.values,
+        )
+        for id_, tenant, labels in rows:
+            if labels is not None:
+                bind = Parameters()
+                yield Query(
+                    f"DELETE FROM message_labels WHERE tenant = {bind(tenant)}"
+                    f" AND label IN {bind.several(labels_of(labels))} AND message_id = {bind(id_)}",
+                    bind.values,
+                )
+        if rows:
+            bind = Parameters()
+            yield Query(
+                f"DELETE FROM messages WHERE id IN {bind.several(row[0] for row in rows)}", bind.values
+            )
+        count += len(rows)
+    return count
+
+
+def prune(retention: Retention, *, now: int, limit: int) -> Script[Removed]:
+    """One bounded bite off the old end of everything; only indexes of old rows are touched, never the living."""
+    rows = dead = 0
+    for tenant in (yield from tenants_in("events")):
+        if rows < limit:
+            rows += yield from _prune_events(tenant, retention.events_before, limit - rows)
+    for tenant in (yield from tenants_in("dead_letters")):
+        if rows < limit:
+            letters, forgotten = yield from _prune_dead_letters(
+                tenant, retention.dead_letters_before, limit - rows
+            )
+            dead += letters
+            rows += letters + forgotten
+    gone = yield Query(
+        """
+        DELETE FROM dedup WHERE (tenant, key) IN (
+            SELECT tenant, key FROM dedup WHERE expires_at <= ?1 ORDER BY expires_at LIMIT ?2
+        ) RETURNING 1
+        """,
+        (now, max(0, limit - rows)),
+    )
+    rows += len(gone)
+    # The last run that produced messages stays: the state of a schedule is read from it.
+    gone = yield Query(
+        """
+        DELETE FROM runs WHERE (tenant, schedule_id, tick_at) IN (
+            SELECT r.tenant, r.schedule_id, r.tick_at FROM runs r
+            WHERE r.tick_at < ?1 AND EXISTS (
+                SELECT 1 FROM runs n
+                WHERE n.tenant = r.tenant AND n.schedule_id = r.schedule_id AND n.tick_at > r.tick_at
+                AND n.outcome = 'FIRED'
+            )
+            ORDER BY r.tick_at LIMIT ?2
+        ) RETURNING 1
+        """,
+        (retention.events_before, max(0, limit - rows)),
+    )
+    return Removed(rows + len(gone), dead)
+
+
+def _prune_events(tenant: int, before: int, limit: int) -> Script[int]:
+    """The oldest events go, and with the one that ended a delivery its message (unless it is a dead letter's).
+
+    Old events of a message that is still alive may go: those to come will end it.
+    """
+    rows = yield Query(
+        "SELECT position, message_id, change FROM events WHERE tenant = ?1 AND position < ?2"
+        " ORDER BY position LIMIT ?3",
+        (tenant, first_at(before), limit),
+    )
+    if not rows:
+        return 0
+    ended = {row[1]: Change(row[2]) is Change.DELIVERED for row in rows if row[2] in FINAL_CHANGES}
+    yield from remember_outcomes(tenant, ended)
+    yield Query("DELETE FROM events WHERE tenant = ?1 AND position <= ?2", (tenant, rows[-1][0]))
+    forgotten = yield from forget(ended)
+    return len(rows) + forgotten
+
+
+def _prune_dead_letters(tenant: int, before: int, limit: int) -> Script[tuple[int, int]]:
+    """Dead letters and messages that went. A message with events left goes with the last of those."""
+    rows = yield Query(
+        "SELECT id FROM dead_letters WHERE tenant = ?1 AND id < ?2 ORDER BY id LIMIT ?3",
+        (tenant, first_at(before), limit),
+    )
+    deleted = yield from delete_dead_letters(TenantId(tenant), [row[0] for row in rows])
+    forgotten = yield from forget(deleted.values())
+    return len(deleted), forgotten
+
+
+def tenants_in(table: str) -> Script[Sequence[int]]:
+    """The tenants that have rows, by one step down the key each."""
+    tenants: list[int] = []
+    while True:
+        rows = yield Query(
+            f"SELECT min(tenant) FROM {table} WHERE tenant > ?1", (tenants[-1] if tenants else -1,)
+        )
+        if rows[0][0] is None:
+            return tenants
+        tenants.append(rows[0][0])
+
+
+def _dead_letters_with(
+    tenant: TenantId, ids: Iterable[int], *, order: Order, start: int | None, limit: int
+) -> Script[Sequence[DeadLetter]]:
+    backwards = order is Order.LATEST_FIRST
+    wanted = sorted(set(ids), reverse=backwards)
+    if start is not None:
+        wanted = [id_ for id_ in wanted if (id_ <= start if backwards else id_ >= start)]
+    found: list[DeadLetter] = []
+    for part in slices(wanted, _SLICE):
+        bind = Parameters()
+        rows = yield Query(
+            f"SELECT {_DEAD_LETTER_READ} FROM dead_letters d"
+            f" WHERE d.tenant = {bind(tenant)} AND d.id IN {bind.several(part)}"
+            f" ORDER BY d.id {_direction(order)} LIMIT {bind(limit - len(found))}",
+            bind.values,
+        )
+        found += yield from _dead_letters_of(tenant, rows)
+        if len(found) >= limit:
+            break
+    return found
+
+
+def _dead_letters_of(tenant: TenantId, rows: Sequence[Row]) -> Script[Sequence[DeadLetter]]:
+    found = yield from messages(tenant, (row[2] for row in rows))
+    return decoded((row for row in rows if row[2] in found), lambda row: dead_letter_of(row, found[row[2]]))
+
+
+def _page(key: str, selection: Selection, order: Order, start: int | None, bind: Parameters) -> Iterable[str]:
+    """Where a page begins, and the range of keys the selected instants can have."""
+    if start is not None:
+        yield f"{key} {'<=' if order is Order.LATEST_FIRST else '>='} {bind(start)}"
+    if selection.from_at is not None:
+        yield f"{key} >= {bind(first_at(selection.from_at))}"
+    if selection.to_at is not None:
+        yield f"{key} < {bind(first_at(selection.to_at + _TARDY_MS))}"
+
+
+def _direction(order: Order) -> str:
+    return "DESC" if order is Order.LATEST_FIRST else "ASC"

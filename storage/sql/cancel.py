@@ -1,0 +1,108 @@
+"""Cancelling: which living deliveries are meant, and how they end."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from relay.domain.delivery import Change
+from relay.domain.message import MessageId, TenantId
+from relay.domain.selection import Selection
+from storage.codec import ACTIVE
+from storage.sql.script import Bulk, Parameters, Query, Script, write
+from storage.sql.selection import conditions, instants, narrow
+
+#: Deliveries cancelled in one transaction.
+BITE = 500
+
+_EVENTS = Bulk("INSERT INTO events (tenant, position, at, change, message_id, retried)", 6)
+
+
+class Cancelled(NamedTuple):
+    """`ids` count as cancelled; `ended` of them were waiting and are gone."""
+
+    ids: Sequence[MessageId]
+    ended: int
+
+
+def newest(tenant: TenantId) -> Script[int]:
+    """The greatest id alive: where a cancellation of everything stops, however much arrives meanwhile."""
+    rows = yield Query("SELECT max(id) FROM deliveries WHERE tenant = ?1", (tenant,))
+    return rows[0][0] or 0
+
+
+def selected(
+    tenant: TenantId, selection: Selection, *, after: int, last: int, limit: int
+) -> Script[Sequence[MessageId]]:
+    """Ids after `after` up to `last`, ascending. States, statuses and dead-letter ids say nothing of the living.
+
+    Only a search: by the time it is acted upon, a delivery may have ended.
+    """
+    ids = yield from narrow(selection, tenant)
+    if ids is not None and not ids:
+        return []
+    bind = Parameters()
+    where = [f"d.tenant = {bind(tenant)} AND d.id > {bind(after)} AND d.id <= {bind(last)}"]
+    where.append("d.cancel_requested = 0")
+    if ids is not None:
+        where.append(f"d.id IN {bind.several(ids)}")
+    where += conditions(selection, tenant, bind)
+    where += instants("m.created_at", selection, bind)
+    rows = yield Query(
+        f"SELECT d.id FROM deliveries d CROSS JOIN messages m WHERE m.id = d.id AND {' AND '.join(where)}"
+        f" ORDER BY d.id LIMIT {bind(limit)}",
+        bind.values,
+    )
+    return [row[0] for row in rows]
+
+
+def cancel(
+    tenant: TenantId, ids: Sequence[int], *, limit: int, now: int, position: Callable[[int], int]
+) -> Script[Cancelled]:
+    """Cancel at most `limit` of at most BITE ids. What waits is deleted; what is in flight is marked, once.
+
+    Killed before the commit, nothing has happened and the caller had no answer; killed after it, everything has.
+    """
+    bind = Parameters()
+    rows = yield Query(
+        f"""
+        SELECT d.id, d.state, d.retried, m.dedup_key
+        FROM deliveries d LEFT JOIN messages m ON m.id = d.id
+        WHERE d.tenant = {bind(tenant)} AND d.id IN {bind.several(ids)} AND d.cancel_requested = 0
+        ORDER BY d.id LIMIT {bind(limit)}
+        """,
+        bind.values,
+    )
+    flying = [row[0] for row in rows if row[1] == ACTIVE]
+    waiting = [row[0] for row in rows if row[1] != ACTIVE]
+    if flying:
+        bind = Parameters()
+        yield Query(
+            f"UPDATE deliveries SET cancel_requested = 1"
+            f" WHERE tenant = {bind(tenant)} AND id IN {bind.several(flying)}",
+            bind.values,
+        )
+    if waiting:
+        bind = Parameters()
+        yield Query(
+            f"DELETE FROM deliveries WHERE tenant = {bind(tenant)} AND id IN {bind.several(waiting)}",
+            bind.values,
+        )
+    for id_, state, _, key in rows:
+        if key is not None and state != ACTIVE:
+            yield Query(
+                "DELETE FROM dedup WHERE tenant = ?1 AND key = ?2 AND message_id = ?3", (tenant, key, id_)
+            )
+    yield from write(
+        _EVENTS,
+        [
+            (
+                tenant,
+                position(now),
+                now,
+                Change.CANCEL_REQUESTED if state == ACTIVE else Change.CANCELED,
+                id_,
+                retried,
+            )
+            for id_, state, retried, _ in rows
+        ],
+    )
+    return Cancelled([row[0] for row in rows], len(waiting))

@@ -1,0 +1,77 @@
+"""SQL in steps, so that one function serves a blocking connection and an awaiting one.
+
+A script is a generator: it yields one `Query` after the other, is sent the rows of each, and returns its result.
+Whoever runs it decides how to wait and owns the transaction; a script never commits. Parameters are written
+`?1`, `?2`, which both dialects can be given (`$1` is a textual step away).
+"""
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any, NamedTuple, TypeVar
+
+from storage.codec import Row
+
+T = TypeVar("T")
+
+#: Rows in one statement: few sizes, so that every text stays prepared.
+CHUNKS = (64, 16, 4, 1)
+
+
+class Query(NamedTuple):
+    """One statement and what is bound to it."""
+
+    text: str
+    parameters: Sequence[Any] = ()
+
+
+Script = Generator[Query, Sequence[Row], T]
+
+
+class Parameters:
+    """Collects values while a text is put together: `f"host = {bind(host)}"`."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+
+    def __call__(self, value: object) -> str:
+        self.values.append(value)
+        return f"?{len(self.values)}"
+
+    def several(self, values: Iterable[object]) -> str:
+        """`(?1, ?2, ...)`, for IN."""
+        return f"({', '.join(self(value) for value in values)})"
+
+
+class Bulk:
+    """A statement around a list of rows: `before` VALUES (...), (...) `after`.
+
+    One statement for 64 rows lets go of the interpreter's lock twice where 64 statements do so 128 times, and
+    each time it may have to wait for a busy event loop to give it back.
+    """
+
+    def __init__(self, before: str, width: int, after: str = "") -> None:
+        def rows(size: int) -> str:
+            starts = range(1, size * width, width)
+            return ", ".join(f"({', '.join(f'?{start + n}' for n in range(width))})" for start in starts)
+
+        self._texts = {size: f"{before} VALUES {rows(size)}{after}" for size in CHUNKS}
+
+    def queries(self, rows: Sequence[Row]) -> Iterator[Query]:
+        """The statements that cover all rows, in order."""
+        start = 0
+        for size in CHUNKS:
+            while len(rows) - start >= size:
+                chunk = rows[start : start + size]
+                start += size
+                yield Query(self._texts[size], list(chain.from_iterable(chunk)))
+
+
+def write(bulk: Bulk, rows: Sequence[Row]) -> Script[None]:
+    """Run a bulk statement over the rows, however many."""
+    yield from bulk.queries(rows)
+
+
+def slices(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Consecutive parts of at most `size`."""
+    for start in range(0, len(values), size):
+        yield values[start : start + size]

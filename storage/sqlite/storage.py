@@ -1,0 +1,467 @@
+"""SQLite as the storage of one relay process: a grouped writer, a few readers, one locked file."""
+
+import asyncio
+import fcntl
+import logging
+import os
+import sqlite3
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from relay.domain.dead_letter import DeadLetter, DeadLetterId
+from relay.domain.delivery import Lease, Settlement, released
+from relay.domain.event import Event
+from relay.domain.message import Message, MessageId, TenantId
+from relay.domain.schedule import Run, Schedule
+from relay.domain.selection import Order, Selection
+from relay.domain.tenant import Principal, Tenant
+from relay.ids import Ids
+from storage.migrate import Migration, migrations_of, missing
+from storage.protocol import (
+    CannotOpen,
+    Claimed,
+    ClaimTerms,
+    DueSchedule,
+    Firing,
+    Published,
+    Retention,
+    ScheduleView,
+    Stats,
+)
+from storage.sql import archive, cancel, catalog, schedules
+from storage.sql.script import Query, Script, slices
+from storage.sqlite import driver, work
+from storage.sqlite.driver import Connection
+from storage.sqlite.readers import Readers
+from storage.sqlite.work import Acceptance
+from storage.sqlite.writer import Kind, Tx, Writer
+
+T = TypeVar("T")
+
+#: What a message costs beside its body, about.
+_MESSAGE_BYTES = 1_000
+
+_log = logging.getLogger("relay.storage")
+
+_Function = Callable[[Tx], Any]
+
+#: The operations of which a group makes one; everything else is a function of its own.
+_PUBLISH: Kind[Acceptance, Published] = Kind(work.publish, work.publish_again, grows=True)
+_SETTLE: Kind[Sequence[Settlement], Sequence[MessageId]] = Kind(
+    work.settle, lambda tx, settlements: work.settle(tx, [settlements])[0]
+)
+_CALL: Kind[_Function, Any] = Kind(
+    lambda tx, functions: [function(tx) for function in functions], lambda tx, function: function(tx)
+)
+_GROW: Kind[_Function, Any] = Kind(_CALL.together, _CALL.alone, grows=True)
+
+
+async def open_sqlite(url: str, *, node: int = 0) -> "SqliteStorage":
+    """Open `sqlite:///relative.db`, `sqlite:////absolute.db`, a plain path, or `sqlite://`: a temporary file that
+    is gone after `close`.
+
+    Creates and migrates the file as needed. Raises `CannotOpen`, with one sentence for the operator, when it is in
+    use by another relay, was migrated by a newer one, or is not a database of the relay; `Unavailable` when a
+    foreign process has locked it.
+    """
+    problem = driver.version_problem(driver.version())
+    if problem is not None:
+        _log.warning(problem)
+    temporary = None
+    if url == "sqlite://":
+        temporary = tempfile.TemporaryDirectory(prefix="relay-", ignore_cleanup_errors=True)
+        path = Path(temporary.name) / "relay.db"
+    else:
+        path = Path(url.removeprefix("sqlite:///"))
+    lock = None
+    try:
+        lock = _lock(path)
+        first = await asyncio.to_thread(_prepare, path)
+        return SqliteStorage(path, node=node, first=first, lock=lock, temporary=temporary)
+    except BaseException as error:
+        if lock is not None:
+            os.close(lock)
+        if temporary is not None:
+            temporary.cleanup()
+        if isinstance(error, driver.Error):
+            raise driver.translated(error) from error
+        raise
+
+
+class _Opened:
+    """What a database held when it was opened, and its first writing connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection: Connection | None = connection
+        self.last_id = _number(connection, "SELECT max(id) FROM messages")
+        self.last_position = max(
+            (
+                _number(connection, f"SELECT max({key}) FROM {table} WHERE tenant = ?1", (tenant,))
+                for table, key in (("events", "position"), ("dead_letters", "id"))
+                for tenant in driver.run(connection, archive.tenants_in(table))
+            ),
+            default=0,
+        )
+        self.live = _number(connection, "SELECT count(*) FROM deliveries")
+        self.dead_letters = _number(connection, "SELECT count(*) FROM dead_letters")
+
+
+class SqliteStorage:
+    """All roles of `storage.protocol`. Belongs to the event loop it was opened on."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        node: int,
+        first: _Opened,
+        lock: int,
+        temporary: "tempfile.TemporaryDirectory[str] | None",
+    ) -> None:
+        self._path = path
+        self._first = first
+        self._lock = lock
+        self._temporary = temporary
+        self._node = node
+        self._last_id = first.last_id
+        self._live = first.live
+        self._dead_letters = first.dead_letters
+        self._wakes: list[Callable[[int], None]] = []
+        self._pings = 0
+        self._closed = False
+        self._writer = Writer(
+            self._connection,
+            Ids(node=node, last=first.last_position),
+            committed=self._committed,
+            orphaned=self._orphaned,
+        )
+        #: Look-ups by key, which answer requests, never queue behind searches.
+        self._lookups = Readers(path, 1)
+        self._searches = Readers(path, 2)
+
+    @property
+    def last_id(self) -> int:
+        return self._last_id
+
+    @property
+    def node(self) -> int:
+        return self._node
+
+    # Inbox
+
+    async def publish(
+        self, messages: Sequence[Message], *, now: int, claim: ClaimTerms | None = None
+    ) -> Published:
+        cost = sum(len(message.request.body) + _MESSAGE_BYTES for message in messages)
+        return await self._writer.submit(_PUBLISH, Acceptance(messages, now, claim), cost)
+
+    async def cancel(
+        self, tenant: TenantId, selection: Selection, *, limit: int | None, now: int
+    ) -> Sequence[MessageId]:
+        cancelled: list[MessageId] = []
+        if selection.message_ids is not None:
+            for part in slices(sorted(set(selection.message_ids)), cancel.BITE):
+                room = cancel.BITE if limit is None else limit - len(cancelled)
+                if room > 0:
+                    cancelled += await self._cancel(tenant, part, room, now)
+            return cancelled
+        # The search is done by a reader, however much it has to look at; the writer only gets what was found.
+        last = await self._searches.run(cancel.newest(tenant))
+        after = 0
+        while limit is None or len(cancelled) < limit:
+            room = cancel.BITE if limit is None else min(cancel.BITE, limit - len(cancelled))
+            found = await self._searches.run(
+                cancel.selected(tenant, selection, after=after, last=last, limit=room)
+            )
+            if not found:
+                break
+            after = found[-1]
+            cancelled += await self._cancel(tenant, found, room, now)
+        return cancelled
+
+    async def _cancel(
+        self, tenant: TenantId, ids: Sequence[int], limit: int, now: int
+    ) -> Sequence[MessageId]:
+        def bite(tx: Tx) -> Sequence[MessageId]:
+            outcome = tx.run(cancel.cancel(tenant, ids, limit=limit, now=now, position=tx.position))
+            tx.live -= outcome.ended
+            return outcome.ids
+
+        return await self._call(bite)
+
+    # Work
+
+    async def claim(self, terms: ClaimTerms, *, now: int) -> Claimed:
+        return await self._call(lambda tx: work.claim(tx, terms, now))
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[MessageId]:
+        cost = sum(
+            _MESSAGE_BYTES + (0 if one.attempt is None else len(one.attempt.body)) for one in settlements
+        )
+        return await self._writer.submit(_SETTLE, settlements, cost)
+
+    async def renew(self, leases: Sequence[Lease], *, until: int) -> Sequence[MessageId]:
+        return await self._call(lambda tx: work.renew(tx, leases, until))
+
+    def on_work(self, wake: Callable[[int], None]) -> None:
+        self._wakes.append(wake)
+
+    # Schedules
+
+    async def put_schedule(self, schedule: Schedule, *, limit: int) -> Schedule | None:
+        return await self._write(lambda: schedules.put_schedule(schedule, limit=limit))
+
+    async def schedule(self, tenant: TenantId, schedule_id: str) -> ScheduleView | None:
+        return await self._lookups.run(schedules.schedule(tenant, schedule_id))
+
+    async def schedules(self, tenant: TenantId) -> Sequence[ScheduleView]:
+        return await self._searches.run(schedules.schedules(tenant))
+
+    async def delete_schedule(self, tenant: TenantId, schedule_id: str) -> bool:
+        return await self._write(lambda: schedules.delete_schedule(tenant, schedule_id))
+
+    async def pause_schedule(
+        self, tenant: TenantId, schedule_id: str, *, paused: bool, next_at: int | None
+    ) -> bool:
+        return await self._write(
+            lambda: schedules.pause_schedule(tenant, schedule_id, paused=paused, next_at=next_at)
+        )
+
+    async def due_schedules(self, *, now: int, limit: int) -> tuple[Sequence[DueSchedule], int | None]:
+        return await self._lookups.run(schedules.due_schedules(now=now, limit=limit))
+
+    async def fire(self, firing: Firing, *, now: int) -> bool:
+        def fire(tx: Tx) -> bool:
+            # Killed before the commit, the tick is still to come; after it, its messages are there: never both.
+            if not tx.run(schedules.advance(firing)):
+                return False
+            work.publish(tx, [Acceptance(firing.messages, now, None)])
+            return True
+
+        return await self._call(fire, grows=True)
+
+    async def runs(self, tenant: TenantId, schedule_id: str, *, limit: int) -> Sequence[Run]:
+        return await self._lookups.run(schedules.runs(tenant, schedule_id, limit=limit))
+
+    # Catalog
+
+    async def principal(self, token_hash: bytes) -> Principal | None:
+        return await self._lookups.run(catalog.principal(token_hash))
+
+    async def put_token(self, token_hash: bytes, principal: Principal, *, now: int) -> None:
+        await self._write(lambda: catalog.put_token(token_hash, principal, now=now))
+
+    async def delete_tokens(self, tenant: TenantId, *, read_only: bool, keep: bytes | None) -> int:
+        return await self._write(lambda: catalog.delete_tokens(tenant, read_only=read_only, keep=keep))
+
+    async def tenant(self, tenant: TenantId) -> Tenant | None:
+        return await self._lookups.run(catalog.tenant(tenant))
+
+    async def tenants(self) -> Sequence[Tenant]:
+        return await self._lookups.run(catalog.tenants())
+
+    async def put_tenant(self, tenant: Tenant, *, now: int) -> None:
+        await self._write(lambda: catalog.put_tenant(tenant, now=now))
+
+    async def rotate_keys(self, tenant: TenantId, *, fresh: str) -> Tenant | None:
+        return await self._write(lambda: catalog.rotate_keys(tenant, fresh=fresh))
+
+    async def setting(self, name: str) -> str | None:
+        return await self._lookups.run(catalog.setting(name))
+
+    async def put_setting(self, name: str, value: str) -> None:
+        await self._write(lambda: catalog.put_setting(name, value))
+
+    # Archive
+
+    async def message(self, tenant: TenantId, message_id: MessageId) -> Message | None:
+        return await self._lookups.run(archive.message(tenant, message_id))
+
+    async def events(
+        self, tenant: TenantId, selection: Selection, *, order: Order, start: int | None, limit: int
+    ) -> Sequence[Event]:
+        return await self._searches.run(
+            archive.events(tenant, selection, order=order, start=start, limit=limit)
+        )
+
+    async def dead_letter(self, tenant: TenantId, dead_letter_id: DeadLetterId) -> DeadLetter | None:
+        return await self._lookups.run(archive.dead_letter(tenant, dead_letter_id))
+
+    async def dead_letters(
+        self, tenant: TenantId, selection: Selection, *, order: Order, start: int | None, limit: int
+    ) -> Sequence[DeadLetter]:
+        return await self._searches.run(
+            archive.dead_letters(tenant, selection, order=order, start=start, limit=limit)
+        )
+
+    async def delete_dead_letters(
+        self, tenant: TenantId, ids: Sequence[DeadLetterId]
+    ) -> Sequence[DeadLetterId]:
+        def delete(tx: Tx) -> Sequence[DeadLetterId]:
+            deleted = tx.run(archive.delete_dead_letters(tenant, ids))
+            tx.dead_letters -= len(deleted)
+            tx.run(archive.forget(deleted.values()))
+            return list(deleted)
+
+        return await self._call(delete)
+
+    async def redrive(
+        self, tenant: TenantId, pairs: Sequence[tuple[DeadLetterId, Message]], *, now: int
+    ) -> Sequence[MessageId]:
+        def redrive(tx: Tx) -> Sequence[MessageId]:
+            # Killed before the commit, the dead letters are still there; after it, their messages are alive.
+            fresh = dict(reversed(pairs))
+            deleted = tx.run(archive.delete_dead_letters(tenant, list(fresh)))
+            tx.dead_letters -= len(deleted)
+            messages = [fresh[id_] for id_, _ in pairs if id_ in deleted and id_ in fresh]
+            published = work.publish(tx, [Acceptance(messages, now, None)])
+            tx.run(archive.forget(deleted.values()))
+            return [receipt.message_id for receipt in published[0].receipts]
+
+        return await self._call(redrive, grows=True)
+
+    async def prune(self, retention: Retention, *, now: int, limit: int) -> int:
+        def prune(tx: Tx) -> int:
+            removed = tx.run(archive.prune(retention, now=now, limit=limit))
+            tx.dead_letters -= removed.dead_letters
+            return removed.rows
+
+        return await self._call(prune)
+
+    async def stats(self) -> Stats:
+        return Stats(
+            live=self._live,
+            dead_letters=self._dead_letters,
+            oldest_due_at=await self._lookups.run(_oldest_due()),
+        )
+
+    # Life
+
+    async def ping(self) -> None:
+        self._pings += 1
+        await self._write(lambda: catalog.put_setting("ping", str(self._pings)))
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        await self._lookups.close()
+        await self._searches.close()
+        # Last: the connection that closes last checkpoints and removes the log.
+        await self._writer.close()
+        os.close(self._lock)
+        if self._temporary is not None:
+            await asyncio.to_thread(self._temporary.cleanup)
+
+    async def _call(self, function: Callable[[Tx], T], *, grows: bool = False) -> T:
+        result: T = await self._writer.submit(_GROW if grows else _CALL, function)
+        return result
+
+    async def _write(self, script: Callable[[], Script[T]]) -> T:
+        """Run a script in the writer; it is made anew each time the group has to be repeated."""
+        return await self._call(lambda tx: tx.run(script()))
+
+    def _connection(self) -> Connection:
+        """For the writer's thread: the connection that opened the database, later ones after trouble."""
+        connection, self._first.connection = self._first.connection, None
+        return connection or driver.connect_writer(self._path)
+
+    def _committed(self, tx: Tx) -> None:
+        self._live += tx.live
+        self._dead_letters += tx.dead_letters
+        if tx.due_at is not None:
+            for wake in self._wakes:
+                wake(tx.due_at)
+
+    def _orphaned(self, result: object) -> None:
+        """Whoever asked for claims has gone: hand them back instead of letting their leases run out."""
+        if isinstance(result, Published | Claimed) and result.claims and not self._closed:
+            back: Sequence[Settlement] = [released(one, now=one.claimed_at) for one in result.claims]
+            self._writer.submit(_SETTLE, back).add_done_callback(_report)
+
+
+def _report(future: "asyncio.Future[Any]") -> None:
+    if not future.cancelled() and future.exception() is not None:
+        _log.warning("claims nobody waited for could not be handed back: %s", future.exception())
+
+
+def _oldest_due() -> Script[int | None]:
+    """At most the deliveries in flight are passed over before the first that waits."""
+    rows = yield Query(
+        "SELECT due_at FROM deliveries WHERE due_at IS NOT NULL AND state <> 2 ORDER BY due_at LIMIT 1"
+    )
+    return rows[0][0] if rows else None
+
+
+def _lock(path: Path) -> int:
+    """Hold `<file>.lock` for as long as this process uses the file: one file has one writing process.
+
+    The kernel lets go when the process ends, however it ends. Command-line readers need no lock.
+    """
+    try:
+        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CannotOpen(f"{path} cannot be opened: {error.strerror} ({path}.lock)") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise CannotOpen(
+            f"{path} is in use by another relay process; one file has one writer, so give each its own"
+        ) from None
+    return lock
+
+
+def _prepare(path: Path) -> _Opened:
+    """Create the file if there is none (readable by its owner only: it holds signing keys), and migrate it."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise CannotOpen(f"{path} cannot be opened: {error.strerror}") from None
+    try:
+        connection = driver.connect_writer(path)
+    except driver.Error as error:
+        if driver.is_foreign(error):
+            raise CannotOpen(f"{path} is not a SQLite database") from None
+        raise
+    try:
+        _migrate(connection, path, migrations_of("storage.sqlite"))
+        return _Opened(connection)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _migrate(connection: Connection, path: Path, known: Sequence[Migration]) -> None:
+    """Killed in the middle of a migration, the file is as it was before that one."""
+    owner = _number(connection, "PRAGMA application_id")
+    if owner != driver.APPLICATION_ID:
+        if owner or _number(connection, "SELECT count(*) FROM sqlite_schema"):
+            raise CannotOpen(f"{path} is a SQLite database of another application")
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(f"PRAGMA application_id = {driver.APPLICATION_ID}")
+        connection.execute("CREATE TABLE migrations (version INTEGER PRIMARY KEY, name TEXT NOT NULL) STRICT")
+        connection.execute("COMMIT")
+    applied = [row[0] for row in connection.execute("SELECT version FROM migrations")]
+    for migration in missing(known, applied):
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in _statements(migration.text):
+            connection.execute(statement)
+        connection.execute("INSERT INTO migrations VALUES (?1, ?2)", (migration.version, migration.name))
+        connection.execute("COMMIT")
+
+
+def _statements(text: str) -> Sequence[str]:
+    statements = [""]
+    for line in text.splitlines(keepends=True):
+        statements[-1] += line
+        if sqlite3.complete_statement(statements[-1]):
+            statements.append("")
+    return statements[:-1]
+
+
+def _number(connection: Connection, text: str, parameters: Sequence[Any] = ()) -> int:
+    """The one number a query yields, 0 for NULL."""
+    return int(connection.execute(text, parameters).fetchone()[0] or 0)

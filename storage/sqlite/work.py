@@ -1,0 +1,377 @@
+"""The hot operations, on as many messages as a group brings: insert, claim, settle, renew.
+
+Each is a handful of statements whatever the number of messages. They run inside the writer's transaction, so a
+crash anywhere in one of them undoes all of it; what that means for the road of a message is said at each.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from relay.domain.delivery import Attempt, Change, Claim, Lease, Settlement
+from relay.domain.message import Message, MessageId
+from storage.codec import (
+    ACTIVE,
+    CREATED,
+    DEAD_LETTER_COLUMNS,
+    EVENT_COLUMNS,
+    FINAL_CHANGES,
+    MESSAGE_COLUMNS,
+    MESSAGE_READ,
+    MESSAGE_WIDTH,
+    RETRY,
+    Row,
+    dead_letter_row,
+    headers_text,
+    message_of,
+    message_row,
+    storable,
+)
+from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Published, Receipt
+from storage.sql.script import Bulk, Parameters, slices
+from storage.sqlite.writer import Tx
+
+#: What history says when a lease was taken over: nobody knows what the lost attempt did.
+LOST = "the worker that held the lease was lost; the outcome of its attempt is unknown"
+
+_INSERT_MESSAGES = Bulk(f"INSERT INTO messages ({MESSAGE_COLUMNS})", MESSAGE_WIDTH)
+_INSERT_LABELS = Bulk("INSERT INTO message_labels (tenant, label, message_id)", 3)
+_INSERT_DELIVERIES = Bulk(
+    "INSERT INTO deliveries"
+    " (tenant, id, state, due_at, retried, claim_no, lost_leases, cancel_requested, claimed_at)",
+    9,
+)
+#: Most rows of history have no response: nine columns bound instead of twelve.
+_INSERT_EVENTS = Bulk(
+    "INSERT INTO events (tenant, position, at, change, message_id, retried, next_at, duration_ms, status)", 9
+)
+_INSERT_FAILURES = Bulk(f"INSERT INTO events ({EVENT_COLUMNS})", 12)
+_INSERT_DEAD_LETTERS = Bulk(f"INSERT INTO dead_letters ({DEAD_LETTER_COLUMNS})", 11)
+_PUT_DEDUP = Bulk(
+    "INSERT INTO dedup (tenant, key, message_id, expires_at)",
+    4,
+    " ON CONFLICT (tenant, key) DO UPDATE SET message_id = excluded.message_id, expires_at = excluded.expires_at",
+)
+_READ_DEDUP = Bulk(
+    "WITH k (tenant, key) AS (",
+    2,
+    """) SELECT d.tenant, d.key, d.message_id, d.expires_at
+    FROM k JOIN dedup d ON d.tenant = k.tenant AND d.key = k.key""",
+)
+_FREE_DEDUP = Bulk("DELETE FROM dedup WHERE (tenant, key, message_id) IN (", 3, ")")
+
+#: One row with the numbers of those that are not what they are taken for, NULL when all are.
+_MISMATCHES = Bulk(
+    "WITH j (n, tenant, id, claim_no) AS (",
+    4,
+    f""") SELECT group_concat(j.n)
+    FROM j LEFT JOIN deliveries d ON d.tenant = j.tenant AND d.id = j.id
+    WHERE d.claim_no IS NOT j.claim_no OR d.state <> {ACTIVE} OR d.cancel_requested""",
+)
+_DELETE_DELIVERIES = Bulk("DELETE FROM deliveries WHERE (tenant, id) IN (", 2, ")")
+_KEEP_DELIVERIES = Bulk(
+    "WITH j (tenant, id, state, due_at, retried, lost_leases) AS (",
+    6,
+    """) UPDATE deliveries
+    SET state = j.state, due_at = j.due_at, retried = j.retried, lost_leases = j.lost_leases, claimed_at = NULL
+    FROM j WHERE deliveries.tenant = j.tenant AND deliveries.id = j.id""",
+)
+_EXTEND_LEASES = Bulk(
+    "WITH j (tenant, id, due_at) AS (",
+    3,
+    """) UPDATE deliveries SET due_at = j.due_at
+    FROM j WHERE deliveries.tenant = j.tenant AND deliveries.id = j.id""",
+)
+
+_log = logging.getLogger("relay.storage")
+
+
+class Acceptance(NamedTuple):
+    """One call of publish."""
+
+    messages: Sequence[Message]
+    now: int
+    terms: ClaimTerms | None
+
+
+def publish(
+    tx: Tx, calls: Sequence[Acceptance], *, stored: frozenset[int] = frozenset()
+) -> Sequence[Published]:
+    """Accept what every call brings. Messages in `stored` are there already and only get their receipt.
+
+    Message, delivery, history and dedup key are one commit, and the answer to the client follows it: killed
+    before, nothing was promised; killed after, everything that was promised is there. What is handed out
+    at once is under a lease from the start, so that it is found again if this process dies with it.
+    """
+    keys = _dedup_keys(tx, [message for call in calls for message in call.messages])
+    taken: list[Row] = []
+    messages: list[Message] = []
+    deliveries: list[Row] = []
+    events: list[Row] = []
+    answers = []
+    for accepted, now, terms in calls:
+        receipts = []
+        claims: list[Claim] = []
+        room, lease_ms = (0, 0) if terms is None else (terms.limit, terms.lease_ms)
+        for message in accepted:
+            id_ = message.id
+            tenant = message.tenant
+            key = message.dedup_key
+            if id_ in stored:
+                receipts.append(Receipt(message_id=id_))
+                continue
+            if key is not None:
+                earlier = keys.get((tenant, key))
+                if earlier is not None and earlier[1] > now:
+                    receipts.append(Receipt(message_id=earlier[0], deduplicated=earlier[0] != id_))
+                    continue
+                keys[tenant, key] = (id_, now + DEDUP_WINDOW_MS)
+                taken.append((tenant, key, id_, now + DEDUP_WINDOW_MS))
+            receipts.append(Receipt(message_id=id_))
+            messages.append(message)
+            due_at = message.not_before
+            if due_at <= now and len(claims) < room:
+                claims.append(Claim(message=message, claim_no=1, claimed_at=now))
+                deliveries.append((tenant, id_, ACTIVE, now + lease_ms, 0, 1, 0, 0, now))
+                change, next_at = Change.STARTED_AT_ONCE, None
+            else:
+                tx.due(due_at)
+                deliveries.append((tenant, id_, CREATED, due_at, 0, 0, 0, 0, None))
+                change, next_at = Change.CREATED, due_at if due_at > now else None
+            events.append((tenant, tx.position(now), now, change.value, id_, 0, next_at, None, None))
+        answers.append(Published(receipts=receipts, claims=claims))
+    _insert(tx, messages)
+    tx.write(_INSERT_DELIVERIES, deliveries)
+    tx.write(_INSERT_EVENTS, events)
+    tx.write(_PUT_DEDUP, taken)
+    tx.live += len(messages)
+    return answers
+
+
+def publish_again(tx: Tx, call: Acceptance) -> Published:
+    """Accept one call that spoiled its group: perhaps because it is the repetition of one that went through."""
+    stored: set[int] = set()
+    for part in slices(call.messages, 500):
+        bind = Parameters()
+        rows = tx.rows(
+            f"SELECT id FROM messages WHERE id IN {bind.several(message.id for message in part)}"
+            f" AND tenant = {bind(part[0].tenant)}",
+            bind.values,
+        )
+        stored.update(row[0] for row in rows)
+    return publish(tx, [call], stored=frozenset(stored))[0]
+
+
+def claim(tx: Tx, terms: ClaimTerms, now: int) -> Claimed:
+    """Lease the oldest of what is due; leases that ran out are in the same range of the same index.
+
+    The claim is durable before anyone acts on it. Killed with it in hand, the lease runs out and whoever
+    claims then knows (`lost_leases`) that the endpoint may have seen the message.
+    """
+    rows = tx.rows(
+        f"""
+        SELECT d.tenant, d.id, d.state, d.retried, d.claim_no, d.lost_leases, d.cancel_requested, {MESSAGE_READ}
+        FROM (
+            SELECT tenant, id, state, retried, claim_no, lost_leases, cancel_requested, due_at
+            FROM deliveries WHERE due_at <= ?1 ORDER BY due_at, tenant, id LIMIT ?2
+        ) d LEFT JOIN messages m ON m.id = d.id ORDER BY d.due_at, d.tenant, d.id
+        """,
+        (now, max(0, terms.limit)),
+    )
+    claims = []
+    events: list[Row] = []
+    if rows:
+        tx.rows(
+            f"""
+            UPDATE deliveries
+            SET state = {ACTIVE}, claim_no = claim_no + 1, claimed_at = ?1, due_at = ?3,
+                lost_leases = lost_leases + (state = {ACTIVE})
+            WHERE (tenant, id) IN (
+                SELECT tenant, id FROM deliveries WHERE due_at <= ?1 ORDER BY due_at, tenant, id LIMIT ?2
+            )
+            """,
+            (now, len(rows), now + terms.lease_ms),
+        )
+    abandoned = []
+    for tenant, id_, state, retried, claim_no, lost_leases, cancel_requested, *content in rows:
+        lost = state == ACTIVE
+        try:
+            message = message_of(content)
+        except Exception:
+            # Out of the way for the length of a lease, like a message that kills its worker.
+            _log.exception("message %s of tenant %s cannot be read", id_, tenant)
+            continue
+        one = Claim(
+            message=message,
+            claim_no=claim_no + 1,
+            claimed_at=now,
+            retried=retried,
+            lost_leases=lost_leases + lost,
+        )
+        if cancel_requested:
+            abandoned.append(one)
+            continue
+        claims.append(one)
+        events.append(
+            (
+                tenant,
+                tx.position(now),
+                now,
+                Change.STARTED.value,
+                id_,
+                retried,
+                None,
+                None,
+                None,
+                LOST if lost else None,
+                None,
+                None,
+            )
+        )
+    tx.write(_INSERT_FAILURES, [event for event in events if event[9] is not None])
+    tx.write(_INSERT_EVENTS, [event[:9] for event in events if event[9] is None])
+    if abandoned:
+        _apply(tx, [_stopped(one, now) for one in abandoned])
+    edge = tx.rows("SELECT due_at FROM deliveries WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1")
+    return Claimed(claims=claims, next_due_at=edge[0][0] if edge else None)
+
+
+def settle(tx: Tx, calls: Sequence[Sequence[Settlement]]) -> Sequence[Sequence[MessageId]]:
+    """Write every settlement whose claim is still the current one; the ids of the others, call by call.
+
+    State, history, dead letter and the messages that follow are one commit. Killed before it, the lease runs
+    out and the attempt is made again: at least once. Killed after it, the repeated settlement is refused.
+    """
+    refused: list[list[MessageId]] = [[] for _ in calls]
+    fresh: dict[tuple[int, int, int], tuple[int, Settlement]] = {}
+    for number, settlements in enumerate(calls):
+        for settlement in settlements:
+            one = settlement.claim
+            identity = (one.message.tenant, one.message.id, one.claim_no)
+            if identity in fresh:
+                refused[number].append(one.message.id)
+            else:
+                fresh[identity] = (number, settlement)
+    good: list[Settlement] = []
+    mismatched = _mismatches(tx, list(fresh))
+    for n, ((tenant, id_, claim_no), (number, settlement)) in enumerate(fresh.items()):
+        if n not in mismatched:
+            good.append(settlement)
+            continue
+        held = tx.rows(
+            f"SELECT 1 FROM deliveries WHERE tenant = ?1 AND id = ?2 AND claim_no = ?3 AND state = {ACTIVE}",
+            (tenant, id_, claim_no),
+        )
+        if held:
+            good.append(_canceled(settlement))
+        else:
+            refused[number].append(settlement.claim.message.id)
+    _apply(tx, good)
+    return refused
+
+
+def renew(tx: Tx, leases: Sequence[Lease], until: int) -> Sequence[MessageId]:
+    """Extend the leases that are still held; the ids of the others."""
+    identities = [(lease.tenant, lease.message_id, lease.claim_no) for lease in leases]
+    gone = {
+        n
+        for n in _mismatches(tx, identities)
+        if not tx.rows(
+            f"SELECT 1 FROM deliveries WHERE tenant = ?1 AND id = ?2 AND claim_no = ?3 AND state = {ACTIVE}",
+            identities[n],
+        )
+    }
+    tx.write(
+        _EXTEND_LEASES,
+        [(tenant, id_, until) for n, (tenant, id_, _) in enumerate(identities) if n not in gone],
+    )
+    return [leases[n].message_id for n in sorted(gone)]
+
+
+def _apply(tx: Tx, settlements: Sequence[Settlement]) -> None:
+    """Write settlements that hold. In each group of statements, rows of one delivery occur once."""
+    ended: list[Row] = []
+    kept: list[Row] = []
+    events: list[Row] = []
+    failures: list[Row] = []
+    dead_letters: list[Row] = []
+    freed: list[Row] = []
+    followers: list[Acceptance] = []
+    for settlement in settlements:
+        change = settlement.change
+        one = settlement.claim
+        message = one.message
+        tenant, id_, at, due_at = message.tenant, message.id, settlement.at, settlement.due_at
+        attempt = settlement.attempt
+        if change in FINAL_CHANGES:
+            ended.append((tenant, id_))
+        elif change is Change.RELEASED:
+            # Nothing was attempted: no retry counted, no lost lease forgiven, nothing to tell.
+            state = CREATED if one.retried == 0 else RETRY
+            kept.append((tenant, id_, state, due_at, one.retried, one.lost_leases))
+        else:
+            kept.append((tenant, id_, RETRY, due_at, one.retried + 1, 0))
+        if due_at is not None:
+            tx.due(due_at)
+        if settlement.publishes:
+            followers.append(Acceptance(settlement.publishes, at, None))
+        if change is Change.RELEASED:
+            continue
+        position = tx.position(at)
+        duration_ms = None if attempt is None else attempt.ended_at - attempt.started_at
+        status = None if attempt is None else attempt.status
+        event = (tenant, position, at, change.value, id_, one.retried, due_at, duration_ms, status)
+        if attempt is None or change is Change.DELIVERED:
+            events.append(event)
+        else:
+            failures.append(
+                (*event, storable(attempt.error), headers_text(attempt.headers), attempt.body or None)
+            )
+        if change is Change.FAILED and attempt is not None:
+            dead_letters.append(
+                dead_letter_row(position, message, failed_at=at, retried=one.retried, attempt=attempt)
+            )
+        if change is not Change.DELIVERED and change in FINAL_CHANGES and message.dedup_key is not None:
+            freed.append((tenant, message.dedup_key, id_))
+    tx.write(_DELETE_DELIVERIES, ended)
+    tx.write(_KEEP_DELIVERIES, kept)
+    tx.write(_INSERT_EVENTS, events)
+    tx.write(_INSERT_FAILURES, failures)
+    tx.write(_INSERT_DEAD_LETTERS, dead_letters)
+    tx.write(_FREE_DEDUP, freed)
+    tx.live -= len(ended)
+    tx.dead_letters += len(dead_letters)
+    if followers:
+        publish(tx, followers)
+
+
+def _canceled(settlement: Settlement) -> Settlement:
+    """What a settlement becomes when cancellation was asked for; handed back unsent, the delivery ends unsent."""
+    if settlement.change is Change.RELEASED:
+        return _stopped(settlement.claim, settlement.at, "the relay stopped before the message was sent")
+    return settlement.canceled()
+
+
+def _stopped(one: Claim, now: int, error: str = LOST) -> Settlement:
+    """The end of a cancelled delivery whose attempt will not be heard of."""
+    attempt = Attempt(started_at=one.claimed_at, ended_at=now, error=error)
+    return Settlement(claim=one, change=Change.CANCELED_AFTER_ERROR, at=now, attempt=attempt)
+
+
+def _mismatches(tx: Tx, identities: Sequence[tuple[int, int, int]]) -> set[int]:
+    """Numbers of the (tenant, id, claim_no) that are not ACTIVE under that claim, or asked to be cancelled."""
+    answers = tx.bulk(_MISMATCHES, [(n, *identity) for n, identity in enumerate(identities)])
+    return {int(n) for (numbers,) in answers if numbers is not None for n in str(numbers).split(",")}
+
+
+def _insert(tx: Tx, messages: Sequence[Message]) -> None:
+    tx.write(_INSERT_MESSAGES, [message_row(message) for message in messages])
+    labelled = [(message.tenant, label, message.id) for message in messages for label in set(message.labels)]
+    tx.write(_INSERT_LABELS, labelled)
+
+
+def _dedup_keys(tx: Tx, messages: Iterable[Message]) -> dict[tuple[int, bytes], tuple[MessageId, int]]:
+    """Who holds the keys that these messages bring, and until when."""
+    wanted = {(message.tenant, message.dedup_key) for message in messages if message.dedup_key is not None}
+    rows = tx.bulk(_READ_DEDUP, list(wanted)) if wanted else ()
+    return {(tenant, key): (id_, expires_at) for tenant, key, id_, expires_at in rows}
