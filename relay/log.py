@@ -5,6 +5,7 @@ is slower than the relay, the oldest gathered lines are dropped and counted. Lin
 signing keys, bodies or header values.
 """
 
+import logging
 import sys
 import threading
 import traceback
@@ -87,6 +88,21 @@ class StreamLog:
                 self._stream.flush()
             except (OSError, ValueError):
                 return  # nobody reads the log any more; deliveries go on
+
+
+class BridgeHandler(logging.Handler):
+    """Brings what libraries and storage say through the standard library's logging into the same stream."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        exc = record.exc_info[1] if record.exc_info else None
+        if record.levelno >= logging.ERROR:
+            self._log.error("library.error", exc=exc, source=record.name, text=record.getMessage())
+        else:
+            self._log.warning("library.warning", source=record.name, text=record.getMessage())
 
 
 class NowMs(Protocol):

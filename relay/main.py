@@ -1,6 +1,7 @@
 """The composition root: configuration in, a running relay out. The only file that names a concrete backend."""
 
 import asyncio
+import logging
 import os
 import random
 import signal
@@ -27,7 +28,7 @@ from relay.engine.service import Service
 from relay.engine.signer import Signer
 from relay.greeting import Mode
 from relay.ids import Ids, random_name
-from relay.log import Log, StreamLog
+from relay.log import BridgeHandler, Log, StreamLog
 from relay.metrics import Metrics
 from signing import generate_key
 from storage.protocol import CannotOpen, Storage
@@ -69,8 +70,9 @@ async def run(mode: Mode, config: Config) -> int:
     """Open, serve until SIGTERM or SIGINT, stop in order; a second signal exits at once."""
     clock = SystemClock()
     log = StreamLog(now=clock.now, human=config.log_format == "text")
+    logging.basicConfig(handlers=[BridgeHandler(log)], level=logging.WARNING, force=True)
     try:
-        storage = await open_storage(config.database_url, clock=clock, log=log)
+        storage = await open_storage(config.database_url)
         try:
             credentials = await _credentials(mode, storage, config, now=clock.now())
             relay = Relay(config, storage, clock=clock, log=log)
@@ -90,10 +92,10 @@ async def run(mode: Mode, config: Config) -> int:
     return 0
 
 
-async def open_storage(url: str, *, clock: Clock, log: Log) -> Storage:
+async def open_storage(url: str) -> Storage:
     """The backend that `url` names; raises `ConfigError` for one that does not exist."""
     if url.startswith("sqlite:"):
-        return await open_sqlite(url, clock=clock, log=log)
+        return await open_sqlite(url)
     raise ConfigError(f'"{url}" is not a database this relay can open; use for example sqlite:///relay.db')
 
 
@@ -155,7 +157,7 @@ class Relay:
             ready=self.problems,
             metrics=self.render_metrics,
             generate_key=generate_key,
-            schedule_changed=scheduler.poke,
+            schedules_changed=scheduler.poke,
             trusted_proxies=config.trusted_proxies,
         )
         self._runner = ApiRunner(

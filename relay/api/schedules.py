@@ -64,6 +64,7 @@ async def put(
         raise OverLimit(
             "schedules", f"there are {services.limits.max_schedules} already, which is the maximum"
         )
+    services.schedules_changed()
     return json_answer({"scheduleId": schedule.id})
 
 
@@ -106,6 +107,7 @@ async def resume(services: Services, caller: Caller, request: web.Request) -> An
         raise Invalid("cron", str(problem)) from None
     if not await services.storage.pause_schedule(caller.tenant, schedule_id, paused=False, next_at=next_at):
         raise _unknown(schedule_id)
+    services.schedules_changed()
     return DONE
 
 

@@ -30,7 +30,8 @@ class Store(Inbox, Schedules, Catalog, Archive, Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """`ready` lists what keeps the relay from working, as sentences; `metrics` renders the Prometheus text and
-    may take its time; `generate_key` makes a fresh signing key. `trusted_proxies` are the peers whose
+    may take its time; `generate_key` makes a fresh signing key; `schedules_changed` is told that a tick may be
+    earlier than the scheduler believes. `trusted_proxies` are the peers whose
     X-Forwarded-For is believed."""
 
     storage: Store
@@ -44,4 +45,5 @@ class Services:
     ready: Callable[[], Awaitable[Sequence[str]]]
     metrics: Callable[[], bytes]
     generate_key: Callable[[], str]
+    schedules_changed: Callable[[], None] = lambda: None
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
