@@ -38,7 +38,7 @@ ALLOWED: dict[str, frozenset[str]] = {
             "storage.protocol", "signing", "aiohttp", "multidict", "msgspec", "yarl", "certifi",
         }
     ),
-    "relay/cli": frozenset({"relay.cli", "relay.main", "rich", "orjson"}),
+    "relay/cli": frozenset({"relay.cli", "relay.main", "relay.domain.duration", "rich"}),
     "storage/protocol": frozenset({"relay.domain", "msgspec"}),
     "storage": frozenset(
         {"storage", "relay.domain", "relay.ids", "relay.clock", "msgspec", "orjson", "aiosqlite", "pysqlite3"}

@@ -9,10 +9,12 @@ import re
 import socket
 import ssl
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
+from relay.cli.document import Document, objects, parse, strange
 from relay.cli.outcome import NOT_FOUND, REFUSED, UNREACHABLE, Failure, misused
 
 Fields = Sequence[tuple[str, str]]
@@ -44,41 +46,48 @@ class Relay:
         #: The relay's own clock at its last answer (Unix ms, whole seconds), if it said.
         self.at: int | None = None
 
-    def get(self, path: str, query: Fields = ()) -> Any:
+    def close(self) -> None:
+        self._connection.close()
+
+    def get(self, path: str, query: Fields = ()) -> Document:
         return self.call("GET", path, query=query)
 
-    def listed(self, path: str, key: str, query: Fields, count: int) -> tuple[list[Any], bool]:
+    def array(self, path: str) -> list[Document]:
+        """A list that the API gives whole."""
+        return objects(parse(self._asked("GET", path)))
+
+    def listed(self, path: str, key: str, query: Fields, count: int) -> tuple[list[Document], bool]:
         """At most `count` entries of the list `key`, gathered page by page, and whether there are more."""
-        entries: list[Any] = []
+        entries: list[Document] = []
         cursor = ""
         while len(entries) < count:
             page = [*query, ("count", str(min(count - len(entries), PAGE)))]
             document = self.get(path, [*page, ("cursor", cursor)] if cursor else page)
-            entries += self.member(document, key)
+            entries += document.objects(key)
             cursor = document.get("cursor", "")
             if not cursor:
                 break
         return entries[:count], bool(cursor) or len(entries) > count
 
-    def member(self, document: Any, key: str) -> Any:
-        """What the answer holds under `key`; `Failure` when it is no answer of a relay."""
-        if not isinstance(document, dict) or key not in document:
-            raise Failure(f'{self.url} answered without "{key}"; is it a relay?', REFUSED)
-        return document[key]
-
     def call(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: Fields = (),
-        headers: Fields = (),
-        body: bytes = b"",
-    ) -> Any:
-        """The document answered, None for an empty one; `Failure` unless the status is a 2xx.
+        self, method: str, path: str, *, query: Fields = (), headers: Fields = (), body: bytes = b""
+    ) -> Document:
+        """The object answered. `path` begins with a slash and is already encoded.
 
-        `path` begins with a slash and is already encoded.
+        This and all other requests raise `Failure` unless the status is a 2xx.
         """
+        answer = parse(self._asked(method, path, query, headers, body))
+        if not isinstance(answer, Document):
+            raise strange("without an object")
+        return answer
+
+    def act(self, method: str, path: str) -> None:
+        """A request whose answer says no more than that it was done."""
+        self._asked(method, path)
+
+    def _asked(
+        self, method: str, path: str, query: Fields = (), headers: Fields = (), body: bytes = b""
+    ) -> bytes:
         if query:
             path += ("&" if "?" in path else "?") + urlencode(query)
         fields = [("Authorization", f"Bearer {self._token}"), ("User-Agent", "relay-cli"), *headers]
@@ -97,13 +106,15 @@ class Relay:
                     raise
                 self._connection.close()
                 status, content = self._exchange(method, path, fields, body)
-        except (OSError, http.client.HTTPException) as problem:
+        except (OSError, UnicodeError, http.client.HTTPException) as problem:
             self._connection.close()
             raise Failure(f"cannot reach {self.url}: {_reason(problem)}", UNREACHABLE) from None
         except BaseException:
             self._connection.close()
             raise
-        return self._understood(status, content)
+        if not 200 <= status <= 299:
+            raise self._refused(status, content)
+        return content
 
     def _exchange(self, method: str, path: str, fields: Fields, body: bytes) -> tuple[int, bytes]:
         connection = self._connection
@@ -120,18 +131,12 @@ class Relay:
         self.at = _instant(response.headers["Date"])
         return response.status, response.read()
 
-    def _understood(self, status: int, content: bytes) -> Any:
-        try:
-            document = json.loads(content) if content else None
-        except ValueError:
-            document = content
-        if 200 <= status <= 299:
-            if isinstance(document, bytes):
-                raise Failure(f"{self.url} answered with something that is not JSON; is it a relay?", REFUSED)
-            return document
-        reason = document.get("error") if isinstance(document, dict) else None
-        sentence = f"{reason} ({status})" if isinstance(reason, str) else f"{self.url} answered {status}"
-        raise Failure(sentence, NOT_FOUND if status == 404 else REFUSED, status=status)
+    def _refused(self, status: int, content: bytes) -> Failure:
+        reason = f"{self.url} answered {status}"
+        with suppress(ValueError, TypeError, LookupError):
+            given = json.loads(content)["error"]
+            reason = f"{given} ({status})" if isinstance(given, str) else reason
+        return Failure(reason, NOT_FOUND if status == 404 else REFUSED, status=status)
 
 
 def connect(url: str | None, token: str | None, environment: Mapping[str, str]) -> Relay:
@@ -181,7 +186,7 @@ def _reason(problem: Exception) -> str:
         return f"no answer within {_TIMEOUT_S:g} s"
     if isinstance(problem, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted ({problem.verify_message})"
-    if isinstance(problem, socket.gaierror):
+    if isinstance(problem, socket.gaierror | UnicodeError):
         return "its host name is not known"
     if isinstance(problem, http.client.RemoteDisconnected | ConnectionResetError | BrokenPipeError):
         return "it closed the connection without an answer"

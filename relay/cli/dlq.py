@@ -2,10 +2,10 @@
 
 import argparse
 from collections.abc import Callable
-from typing import Any
 
 from relay.cli.client import PAGE, Fields, Relay, segment
 from relay.cli.commands import OPERATE, Commands
+from relay.cli.document import Document
 from relay.cli.each import each
 from relay.cli.options import (
     add_bulk,
@@ -19,7 +19,7 @@ from relay.cli.options import (
     require_terminal,
     selected,
 )
-from relay.cli.outcome import INTERRUPTED, OK
+from relay.cli.outcome import INTERRUPTED, NOT_FOUND, OK, Failure
 from relay.cli.shell import Shell
 from relay.cli.show import answered, show_dead_letter
 
@@ -53,105 +53,109 @@ def register(commands: Commands) -> None:
 
 
 def _list(args: argparse.Namespace, shell: Shell) -> int:
-    relay, output = opened(args, shell)
-    query = [*selected(args, shell.now()), ("order", "latestFirst")]
-    letters, more = relay.listed("/v2/dlq", "messages", query, args.count)
-    output.document(letters)
-    output.table(
-        ("dead letter", "message", "answer", "published", "destination"),
-        [
-            (
-                letter["dlqId"],
-                letter["messageId"],
-                answered(letter["responseStatus"]),
-                output.moment(letter["createdAt"]),
-                letter["url"],
-            )
-            for letter in letters
-        ],
-    )
-    if more:
-        output.note(f"there are more; --count shows more than {args.count}")
-    return OK
+    with opened(args, shell) as (relay, output):
+        query = [*selected(args, shell.now()), ("order", "latestFirst")]
+        letters, more = relay.listed("/v2/dlq", "messages", query, args.count)
+        output.document(letters)
+        output.table(
+            ("dead letter", "message", "answer", "published", "destination"),
+            [
+                (
+                    letter["dlqId"],
+                    letter["messageId"],
+                    answered(letter["responseStatus"]),
+                    output.moment(letter["createdAt"]),
+                    letter["url"],
+                )
+                for letter in letters
+            ],
+        )
+        if more:
+            output.note(f"there are more; --count shows more than {args.count}")
+        return OK
 
 
 def _get(args: argparse.Namespace, shell: Shell) -> int:
-    relay, output = opened(args, shell)
-    documents: list[Any] = []
+    with opened(args, shell) as (relay, output):
+        documents: list[Document] = []
 
-    def get(id: str) -> None:
-        document = relay.get(f"/v2/dlq/{segment(id)}")
-        if documents:
-            output.line("")
-        show_dead_letter(output, document)
-        documents.append(document)
+        def get(id: str) -> None:
+            document = relay.get(f"/v2/dlq/{segment(id)}")
+            if documents:
+                output.line("")
+            show_dead_letter(output, document)
+            documents.append(document)
 
-    return each(args.ids, get, output, lambda missing: documents)
+        return each(args.ids, get, output, lambda missing: documents)
 
 
 def _retry(args: argparse.Namespace, shell: Shell) -> int:
     selection = bulk_selection(args, shell.now())
-    relay, output = opened(args, shell)
-    responses: list[Any] = []
-    if selection is None:
+    with opened(args, shell) as (relay, output):
+        responses: list[Document] = []
+        if selection is None:
 
-        def retry(id: str) -> None:
-            document = relay.call("POST", f"/v2/dlq/retry/{segment(id)}")
-            output.line(f"{id}  sent again as {relay.member(document, 'messageId')}")
-            responses.append(document)
+            def retry(id: str) -> None:
+                document = relay.call("POST", f"/v2/dlq/retry/{segment(id)}")
+                output.line(f"{id}  sent again as {document['messageId']}")
+                responses.append(document)
 
-        return each(args.ids, retry, output, lambda missing: {"responses": responses, "notFound": missing})
+            return each(
+                args.ids, retry, output, lambda missing: {"responses": responses, "notFound": missing}
+            )
 
-    def retried(document: Any) -> int:
-        some = relay.member(document, "responses")
-        responses.extend(some)
-        return len(some)
+        def retried(document: Document) -> int:
+            some = document.objects("responses")
+            responses.extend(some)
+            return len(some)
 
-    if not _agreed("Send {} again?", selection, args, shell, relay):
-        return INTERRUPTED
-    try:
-        _in_bites("POST", "/v2/dlq/retry", selection, args.count, shell, relay, retried)
-    finally:
-        output.document({"responses": responses, "notFound": []})
-        output.line(f"{len(responses)} sent again")
-    return OK
+        if not _agreed("Send {} again?", selection, args, shell, relay):
+            return INTERRUPTED
+        try:
+            _in_bites("POST", "/v2/dlq/retry", selection, args.count, shell, relay, retried)
+        finally:
+            output.document({"responses": responses, "notFound": []})
+            output.line(f"{len(responses)} sent again")
+        return OK
 
 
 def _delete(args: argparse.Namespace, shell: Shell) -> int:
     selection = bulk_selection(args, shell.now())
-    relay, output = opened(args, shell)
-    deletions: list[int] = []
-    if selection is None:
+    with opened(args, shell) as (relay, output):
+        deletions: list[int] = []
+        if selection is None:
 
-        def delete(id: str) -> None:
-            relay.call("DELETE", f"/v2/dlq/{segment(id)}")
-            output.line(f"{id}  deleted")
-            deletions.append(1)
+            def delete(id: str) -> None:
+                relay.act("DELETE", f"/v2/dlq/{segment(id)}")
+                output.line(f"{id}  deleted")
+                deletions.append(1)
 
-        return each(
-            args.ids, delete, output, lambda missing: {"deleted": sum(deletions), "notFound": missing}
-        )
+            return each(
+                args.ids, delete, output, lambda missing: {"deleted": sum(deletions), "notFound": missing}
+            )
 
-    def deleted(document: Any) -> int:
-        deletions.append(relay.member(document, "deleted"))
-        return deletions[-1]
+        def deleted(document: Document) -> int:
+            deletions.append(document["deleted"])
+            return deletions[-1]
 
-    if not _agreed("Delete {}?", selection, args, shell, relay):
-        return INTERRUPTED
-    try:
-        _in_bites("DELETE", "/v2/dlq", selection, args.count, shell, relay, deleted)
-    finally:
-        output.document({"deleted": sum(deletions), "notFound": []})
-        output.line(f"{sum(deletions)} deleted")
-    return OK
+        if not _agreed("Delete {}?", selection, args, shell, relay):
+            return INTERRUPTED
+        try:
+            _in_bites("DELETE", "/v2/dlq", selection, args.count, shell, relay, deleted)
+        finally:
+            output.document({"deleted": sum(deletions), "notFound": []})
+            output.line(f"{sum(deletions)} deleted")
+        return OK
 
 
 def _agreed(question: str, selection: Fields, args: argparse.Namespace, shell: Shell, relay: Relay) -> bool:
-    """Whether the person says yes, having been told how many dead letters it is about."""
+    """Whether the person says yes, having been told how many dead letters it is about; `Failure` when none."""
     if args.yes:
         return True
     require_terminal(shell)
     letters, more = relay.listed("/v2/dlq", "messages", selection, min(args.count or PAGE, PAGE))
+    if not letters:
+        raise Failure("there are no such dead letters", NOT_FOUND)
     if not more:
         number = str(len(letters))
     elif args.count is None:
@@ -168,7 +172,7 @@ def _in_bites(
     count: int | None,
     shell: Shell,
     relay: Relay,
-    handled: Callable[[Any], int],
+    handled: Callable[[Document], int],
 ) -> None:
     """As many requests as it takes, since the API handles a page of dead letters at a time.
 

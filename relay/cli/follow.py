@@ -8,11 +8,10 @@ cursors, and the reading goes back to the time of the newest entry.
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 from relay.cli.client import PAGE, Fields, Relay
+from relay.cli.document import Document
 
-Entry = dict[str, Any]
 _Key = tuple[int, str, str]
 
 #: Entries carry the time at which things happened and are written a little later.
@@ -24,7 +23,7 @@ _LOOK_BACK_MS = 60_000
 class Follower:
     """Finds what `query` selects and was written after `newest`, the newest entry there was at `now`."""
 
-    def __init__(self, relay: Relay, query: Fields, newest: Entry | None, now: int) -> None:
+    def __init__(self, relay: Relay, query: Fields, newest: Document | None, now: int) -> None:
         """`now` is the time by the relay's clock (Unix ms)."""
         self._relay = relay
         self._query = query
@@ -40,7 +39,7 @@ class Follower:
         #: How often each entry has been read that may be read again.
         self._seen: Counter[_Key] = Counter()
 
-    def poll(self) -> Iterator[Entry]:
+    def poll(self) -> Iterator[Document]:
         """What is new since the last poll. After a `Failure` the next poll goes on where this one was."""
         known = Counter(self._seen)
         restarted = False
@@ -57,7 +56,7 @@ class Follower:
                     self._start_again()
                     known = Counter(self._seen)
                     continue
-            entries = self._relay.member(document, "events")
+            entries = document.objects("events")
             for entry in entries:
                 key = _key(entry)
                 if known[key] > 0:
@@ -82,12 +81,12 @@ class Follower:
         self._cursor = ""
         self._since = max(self._earliest, self._newest_at - _LATE_MS)
 
-    def _forget(self, page: list[Entry]) -> None:
+    def _forget(self, page: list[Document]) -> None:
         """Keep what this page may show again and what starting again would."""
         on_page = {_key(entry) for entry in page}
         for key in [key for key in self._seen if key not in on_page and key[0] < self._newest_at - _LATE_MS]:
             del self._seen[key]
 
 
-def _key(entry: Entry) -> _Key:
+def _key(entry: Document) -> _Key:
     return entry["time"], entry["messageId"], entry["state"]

@@ -31,9 +31,9 @@ def _rotate(args: argparse.Namespace, shell: Shell) -> int:
 
 
 def _print(args: argparse.Namespace, shell: Shell, method: str, path: str) -> int:
-    relay, output = opened(args, shell)
-    document = relay.call(method, path)
-    output.document(document)
-    output.line(f"QSTASH_CURRENT_SIGNING_KEY={relay.member(document, 'current')}")
-    output.line(f"QSTASH_NEXT_SIGNING_KEY={relay.member(document, 'next')}")
-    return OK
+    with opened(args, shell) as (relay, output):
+        document = relay.call(method, path)
+        output.document(document)
+        output.line(f"QSTASH_CURRENT_SIGNING_KEY={document['current']}")
+        output.line(f"QSTASH_NEXT_SIGNING_KEY={document['next']}")
+        return OK

@@ -6,7 +6,8 @@ from typing import NoReturn
 
 from relay.cli.client import Relay
 from relay.cli.commands import TALK_TO_A_RELAY, Commands
-from relay.cli.follow import Entry, Follower
+from relay.cli.document import Document
+from relay.cli.follow import Follower
 from relay.cli.options import add_connection, add_filters, count, opened, selected
 from relay.cli.outcome import OK, Failure
 from relay.cli.output import Output, printable, relative
@@ -48,23 +49,23 @@ def register(commands: Commands) -> None:
 
 
 def _logs(args: argparse.Namespace, shell: Shell) -> int:
-    relay, output = opened(args, shell)
-    query = selected(args, shell.now())
-    # Who follows needs the latest entry even when none is to be shown: what comes after it is new.
-    entries, more = relay.listed("/v2/events", "events", query, max(args.count, int(args.follow)))
-    newest = entries[0] if entries else None
-    shown = entries[: args.count][::-1]
-    if args.follow:
-        _print(shown, output, shell)
-        later = [(name, value) for name, value in query if name != "fromDate"]
-        now = shell.now() if relay.at is None else relay.at
-        _follow(Follower(relay, later, newest, now), relay, output, shell)
-    output.document(shown)
-    for entry in shown:
-        output.line(_line(entry, output, shell.now()))
-    if more and args.count == _SHOWN:
-        output.note(f"these are the latest {_SHOWN}; --count shows more")
-    return OK
+    with opened(args, shell) as (relay, output):
+        query = selected(args, shell.now())
+        # Who follows needs the latest entry even when none is to be shown: what comes after it is new.
+        entries, more = relay.listed("/v2/events", "events", query, max(args.count, int(args.follow)))
+        newest = entries[0] if entries else None
+        shown = entries[: args.count][::-1]
+        if args.follow:
+            _print(shown, output, shell)
+            later = [(name, value) for name, value in query if name != "fromDate"]
+            now = shell.now() if relay.at is None else relay.at
+            _follow(Follower(relay, later, newest, now), relay, output, shell)
+        output.document(shown)
+        for entry in shown:
+            output.line(_line(entry, output, shell.now()))
+        if more and args.count == _SHOWN:
+            output.note(f"these are the latest {_SHOWN}; --count shows more")
+        return OK
 
 
 def _follow(follower: Follower, relay: Relay, output: Output, shell: Shell) -> NoReturn:
@@ -87,14 +88,14 @@ def _follow(follower: Follower, relay: Relay, output: Output, shell: Shell) -> N
         shell.pause(_AWAY_S[min(failures, len(_AWAY_S)) - 1] if failures else _POLL_S)
 
 
-def _print(entries: Iterable[Entry], output: Output, shell: Shell) -> None:
+def _print(entries: Iterable[Document], output: Output, shell: Shell) -> None:
     """One line each: for people, or one JSON object."""
     for entry in entries:
         output.record(entry)
         output.line(_line(entry, output, shell.now()))
 
 
-def _line(entry: Entry, output: Output, now: int) -> str:
+def _line(entry: Document, output: Output, now: int) -> str:
     time = output.local(entry["time"]).replace(tzinfo=None).isoformat(timespec="milliseconds")
     parts = [
         time,
@@ -106,7 +107,7 @@ def _line(entry: Entry, output: Output, now: int) -> str:
     return "  ".join(parts).rstrip()
 
 
-def _happened(entry: Entry, now: int) -> str:
+def _happened(entry: Document, now: int) -> str:
     """Why, and what comes next."""
     parts = []
     if entry.get("responseStatus"):

@@ -1,10 +1,10 @@
 """`relay messages`: look at messages and cancel them."""
 
 import argparse
-from typing import Any
 
 from relay.cli.client import Fields, Relay, segment
 from relay.cli.commands import TALK_TO_A_RELAY, Commands
+from relay.cli.document import Document
 from relay.cli.each import each
 from relay.cli.options import (
     add_bulk,
@@ -43,42 +43,42 @@ def register(commands: Commands) -> None:
 
 
 def _get(args: argparse.Namespace, shell: Shell) -> int:
-    relay, output = opened(args, shell)
-    documents: list[Any] = []
+    with opened(args, shell) as (relay, output):
+        documents: list[Document] = []
 
-    def get(id: str) -> None:
-        document = relay.get(f"/v2/messages/{segment(id)}")
-        if documents:
-            output.line("")
-        show_message(output, document)
-        documents.append(document)
+        def get(id: str) -> None:
+            document = relay.get(f"/v2/messages/{segment(id)}")
+            if documents:
+                output.line("")
+            show_message(output, document)
+            documents.append(document)
 
-    return each(args.ids, get, output, lambda missing: documents)
+        return each(args.ids, get, output, lambda missing: documents)
 
 
 def _cancel(args: argparse.Namespace, shell: Shell) -> int:
     selection = bulk_selection(args, shell.now())
-    relay, output = opened(args, shell)
-    if selection is None:
-        return _cancel_ids(args.ids, relay, output)
-    which = "every undelivered message that matches" if selection else "every undelivered message"
-    if not args.yes and not confirm(shell, f"Cancel {which}?"):
-        return INTERRUPTED
-    cancelled = _cancel_selected(selection, args.count, relay)
-    output.document({"cancelled": cancelled, "notFound": []})
-    output.line(f"{cancelled} cancelled")
-    return OK
+    with opened(args, shell) as (relay, output):
+        if selection is None:
+            return _cancel_ids(args.ids, relay, output)
+        which = "every undelivered message that matches" if selection else "every undelivered message"
+        if not args.yes and not confirm(shell, f"Cancel {which}?"):
+            return INTERRUPTED
+        cancelled = _cancel_selected(selection, args.count, relay)
+        output.document({"cancelled": cancelled, "notFound": []})
+        output.line(f"{cancelled} cancelled")
+        return OK
 
 
 def _cancel_selected(selection: Fields, count: int | None, relay: Relay) -> int:
     """How many were cancelled. Without `count` the API cancels all there is at once, otherwise up to a limit."""
     if count is None:
-        return int(relay.member(relay.call("DELETE", "/v2/messages", query=selection), "cancelled"))
+        return int(relay.call("DELETE", "/v2/messages", query=selection)["cancelled"])
     left = count
     while left > 0:
         size = min(left, _MOST_AT_ONCE)
         query = [*selection, ("count", str(size))]
-        cancelled = int(relay.member(relay.call("DELETE", "/v2/messages", query=query), "cancelled"))
+        cancelled = int(relay.call("DELETE", "/v2/messages", query=query)["cancelled"])
         left -= cancelled
         if cancelled < size:
             break
@@ -89,7 +89,7 @@ def _cancel_ids(ids: list[str], relay: Relay, output: Output) -> int:
     cancelled = []
 
     def cancel(id: str) -> None:
-        relay.call("DELETE", f"/v2/messages/{segment(id)}")
+        relay.act("DELETE", f"/v2/messages/{segment(id)}")
         output.line(f"{id}  cancelled")
         cancelled.append(id)
 

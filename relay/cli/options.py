@@ -2,6 +2,8 @@
 
 import argparse
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from relay.cli.client import Fields, Relay, connect
 from relay.cli.outcome import misused
@@ -19,9 +21,14 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
-def opened(args: argparse.Namespace, shell: Shell) -> tuple[Relay, Output]:
-    """The relay a command talks to and the output it prints to."""
-    return connect(args.url, args.token, shell.environment), Output(shell, as_json=args.json)
+@contextmanager
+def opened(args: argparse.Namespace, shell: Shell) -> Iterator[tuple[Relay, Output]]:
+    """The relay a command talks to, until it is done, and the output it prints to."""
+    relay = connect(args.url, args.token, shell.environment)
+    try:
+        yield relay, Output(shell, as_json=args.json)
+    finally:
+        relay.close()
 
 
 def identifier(text: str) -> str:

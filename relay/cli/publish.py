@@ -32,21 +32,21 @@ def register(commands: Commands) -> None:
 
 
 def _publish(args: argparse.Namespace, shell: Shell) -> int:
-    relay, output = opened(args, shell)
-    headers = message_headers(args)
-    if args.not_before is not None:
-        headers.append(("Upstash-Not-Before", args.not_before))
-    if args.deduplication_id is not None:
-        headers.append(("Upstash-Deduplication-Id", args.deduplication_id))
-    if args.content_deduplication:
-        headers.append(("Upstash-Content-Based-Deduplication", "true"))
-    document = relay.call(
-        "POST",
-        "/v2/publish/" + destination(args.destination),
-        headers=headers,
-        body=message_body(args, shell),
-    )
-    output.document(document)
-    note = "  already accepted: nothing new was sent" if document.get("deduplicated") else ""
-    output.line(f"{relay.member(document, 'messageId')}{note}")
-    return OK
+    with opened(args, shell) as (relay, output):
+        headers = message_headers(args)
+        if args.not_before is not None:
+            headers.append(("Upstash-Not-Before", args.not_before))
+        if args.deduplication_id is not None:
+            headers.append(("Upstash-Deduplication-Id", args.deduplication_id))
+        if args.content_deduplication:
+            headers.append(("Upstash-Content-Based-Deduplication", "true"))
+        document = relay.call(
+            "POST",
+            "/v2/publish/" + destination(args.destination),
+            headers=headers,
+            body=message_body(args, shell),
+        )
+        output.document(document)
+        note = "  already accepted: nothing new was sent" if document.get("deduplicated") else ""
+        output.line(f"{document['messageId']}{note}")
+        return OK

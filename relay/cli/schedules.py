@@ -2,10 +2,10 @@
 
 import argparse
 from collections.abc import Callable
-from typing import Any
 
 from relay.cli.client import destination, segment
 from relay.cli.commands import TALK_TO_A_RELAY, Commands
+from relay.cli.document import Document
 from relay.cli.each import each
 from relay.cli.options import (
     add_connection,
@@ -66,71 +66,71 @@ def register(commands: Commands) -> None:
 
 
 def _list(args: argparse.Namespace, shell: Shell) -> int:
-    relay, output = opened(args, shell)
-    schedules = relay.get("/v2/schedules")
-    output.document(schedules)
-    output.table(
-        ("schedule", "cron", "state", "last run", "next run", "destination"),
-        [
-            (
-                schedule["scheduleId"],
-                schedule["cron"],
-                schedule_state(schedule),
-                output.moment(schedule.get("lastScheduleTime")),
-                output.moment(schedule.get("nextScheduleTime")),
-                schedule["destination"],
-            )
-            for schedule in schedules
-        ],
-    )
-    return OK
+    with opened(args, shell) as (relay, output):
+        schedules = relay.array("/v2/schedules")
+        output.document(schedules)
+        output.table(
+            ("schedule", "cron", "state", "last run", "next run", "destination"),
+            [
+                (
+                    schedule["scheduleId"],
+                    schedule["cron"],
+                    schedule_state(schedule),
+                    output.moment(schedule.get("lastScheduleTime")),
+                    output.moment(schedule.get("nextScheduleTime")),
+                    schedule["destination"],
+                )
+                for schedule in schedules
+            ],
+        )
+        return OK
 
 
 def _create(args: argparse.Namespace, shell: Shell) -> int:
-    relay, output = opened(args, shell)
-    given = [
-        ("Upstash-Cron", args.cron),
-        ("Upstash-Schedule-Id", args.id),
-        ("Relay-Schedule-Catch-Up", args.catch_up),
-        ("Relay-Schedule-Overlap", args.overlap),
-    ]
-    document = relay.call(
-        "POST",
-        "/v2/schedules/" + destination(args.destination),
-        headers=[(name, value) for name, value in given if value is not None] + message_headers(args),
-        body=message_body(args, shell),
-    )
-    output.document(document)
-    output.line(relay.member(document, "scheduleId"))
-    return OK
+    with opened(args, shell) as (relay, output):
+        given = [
+            ("Upstash-Cron", args.cron),
+            ("Upstash-Schedule-Id", args.id),
+            ("Relay-Schedule-Catch-Up", args.catch_up),
+            ("Relay-Schedule-Overlap", args.overlap),
+        ]
+        document = relay.call(
+            "POST",
+            "/v2/schedules/" + destination(args.destination),
+            headers=[(name, value) for name, value in given if value is not None] + message_headers(args),
+            body=message_body(args, shell),
+        )
+        output.document(document)
+        output.line(document["scheduleId"])
+        return OK
 
 
 def _get(args: argparse.Namespace, shell: Shell) -> int:
-    relay, output = opened(args, shell)
-    documents: list[Any] = []
+    with opened(args, shell) as (relay, output):
+        documents: list[Document] = []
 
-    def get(id: str) -> None:
-        document = relay.get(f"/v2/schedules/{segment(id)}")
-        if documents:
-            output.line("")
-        show_schedule(output, document)
-        documents.append(document)
+        def get(id: str) -> None:
+            document = relay.get(f"/v2/schedules/{segment(id)}")
+            if documents:
+                output.line("")
+            show_schedule(output, document)
+            documents.append(document)
 
-    return each(args.ids, get, output, lambda missing: documents)
+        return each(args.ids, get, output, lambda missing: documents)
 
 
 def _changing(past: str, method: str, suffix: str) -> Callable[[argparse.Namespace, Shell], int]:
     """The command that sends one request for every id; `past` says what has happened to them then."""
 
     def change(args: argparse.Namespace, shell: Shell) -> int:
-        relay, output = opened(args, shell)
-        changed: list[str] = []
+        with opened(args, shell) as (relay, output):
+            changed: list[str] = []
 
-        def act(id: str) -> None:
-            relay.call(method, f"/v2/schedules/{segment(id)}{suffix}")
-            output.line(f"{id}  {past}")
-            changed.append(id)
+            def act(id: str) -> None:
+                relay.act(method, f"/v2/schedules/{segment(id)}{suffix}")
+                output.line(f"{id}  {past}")
+                changed.append(id)
 
-        return each(args.ids, act, output, lambda missing: {past: changed, "notFound": missing})
+            return each(args.ids, act, output, lambda missing: {past: changed, "notFound": missing})
 
     return change

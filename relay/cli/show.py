@@ -2,11 +2,9 @@
 
 from base64 import b64decode
 from collections.abc import Mapping
-from typing import Any
 
+from relay.cli.document import Document
 from relay.cli.output import Output, printable
-
-Document = Mapping[str, Any]
 
 
 def show_message(output: Output, message: Document) -> None:

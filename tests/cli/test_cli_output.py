@@ -1,0 +1,245 @@
+"""What people and programs read: tables, details, log lines and JSON."""
+
+import doctest
+import json
+import re
+from base64 import b64encode
+from typing import Any
+
+import pytest
+
+import relay.cli.output
+from relay.cli.output import printable, relative
+from tests.cli.console import NOW, Console, Server
+from tests.cli.shapes import a_letter, a_message, a_schedule, an_entry
+
+
+@pytest.fixture
+def console(server: Server) -> Console:
+    console = Console()
+    console.environment = {"QSTASH_URL": server.url, "QSTASH_TOKEN": "a-token"}
+    return console
+
+
+def test_the_examples_of_the_output_rules_hold() -> None:
+    assert doctest.testmod(relay.cli.output).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("distance_s", "words"),
+    [
+        (0, "now"),
+        (1, "in 1 s"),
+        (59, "in 59 s"),
+        (60, "in 1 m"),
+        (3_599, "in 59 m"),
+        (3_600, "in 1 h"),
+        (172_799, "in 47 h"),
+        (172_800, "in 2 d"),
+        (-5, "5 s ago"),
+        (-86_400 * 400, "400 d ago"),
+    ],
+)
+def test_a_time_is_told_from_now_in_its_largest_useful_unit(distance_s: int, words: str) -> None:
+    assert relative(NOW + distance_s * 1000, NOW) == words
+
+
+@pytest.mark.parametrize("text", ["\x1b[31m", "\r", "\x9b2J", "\u202e", "\ud800", "a\tb"])
+def test_nothing_printable_can_move_a_cursor_or_turn_the_text(text: str) -> None:
+    assert printable(text).isprintable()
+
+
+def test_a_table_for_a_pipe_is_aligned_and_whole(console: Console, server: Server) -> None:
+    server.says(
+        [
+            a_schedule(nextScheduleTime=NOW + 300_000, lastScheduleTime=NOW - 3_000),
+            a_schedule(
+                scheduleId="a-much-longer-id", isPaused=True, destination="https://example.com/" + "x" * 200
+            ),
+            a_schedule(scheduleId="c", error="no such\nthing"),
+        ]
+    )
+    code, out, err = console("schedules", "list")
+    assert (code, err) == (0, "")
+    header, first, second, third = out.splitlines()
+    columns = ("SCHEDULE", "CRON", "STATE", "LAST RUN", "NEXT RUN", "DESTINATION")
+    starts = [header.index(column) for column in columns]
+    ends = [*starts[1:], None]
+    cells = [
+        [line[a:b].strip() for a, b in zip(starts, ends, strict=True)] for line in (first, second, third)
+    ]
+    assert cells == [
+        [
+            "scd_1",
+            "0 9 * * *",
+            "active",
+            "2027-01-15T08:59:57+01:00 (3 s ago)",
+            "2027-01-15T09:05:00+01:00 (in 5 m)",
+            "https://example.com/report",
+        ],
+        ["a-much-longer-id", "0 9 * * *", "paused", "", "", "https://example.com/" + "x" * 200],
+        ["c", "0 9 * * *", "failing", "", "", "https://example.com/report"],
+    ]
+
+
+def test_a_table_on_a_terminal_loses_no_character_of_a_long_cell(console: Console, server: Server) -> None:
+    url = "https://example.com/[bold]" + "x" * 300
+    server.says({"messages": [a_letter(url=url)]})
+    out = console("dlq", "list", terminal=True).out
+    assert out.count("x") >= 300
+    assert "[bold]" in re.sub(r"\s", "", out)
+    assert "1800000000000-0" in re.sub(r"\s", "", out)
+
+
+def test_a_list_for_programs_is_one_array_of_what_the_api_said(console: Console, server: Server) -> None:
+    letters = [a_letter(label="grüße"), a_letter(messageId="msg_2")]
+    server.says({"messages": letters})
+    code, out, err = console("dlq", "list", "--json")
+    assert (code, err) == (0, "")
+    assert out.isascii()
+    assert json.loads(out) == letters
+
+
+def test_a_list_that_was_cut_says_so_beside_the_output(console: Console, server: Server) -> None:
+    server.says({"messages": [a_letter()], "cursor": "c"})
+    code, out, err = console("dlq", "list", "--count", "1", "--json")
+    assert (code, len(json.loads(out))) == (0, 1)
+    assert err == "relay: there are more; --count shows more than 1\n"
+
+
+def test_a_list_longer_than_a_page_is_gathered_with_the_cursor(console: Console, server: Server) -> None:
+    pages = iter([{"messages": [a_letter()] * 100, "cursor": "next"}, {"messages": [a_letter()] * 20}])
+    server.answer = lambda request: server.json(next(pages))
+    assert len(json.loads(console("dlq", "list", "--count", "120", "--json").out)) == 120
+    assert [request.query for request in server.requests] == [
+        [("order", "latestFirst"), ("count", "100")],
+        [("order", "latestFirst"), ("count", "20"), ("cursor", "next")],
+    ]
+
+
+def test_a_message_is_shown_with_everything_that_was_set(console: Console, server: Server) -> None:
+    server.says(
+        a_message(
+            notBefore=NOW + 60_000,
+            header={"X-A": ["1"], "X-B": ["\x1b]0;title\x07"]},
+            labels=["a", "b"],
+            scheduleId="scd_9",
+            retryDelayExpression="1000 * retried",
+            callerIP="10.0.0.7",
+            body="first\n\x1b[2Jsecond",
+        )
+    )
+    code, out, err = console("messages", "get", "msg_1")
+    assert (code, err) == (0, "")
+    assert out == (
+        "message      msg_1\n"
+        "destination  POST https://example.com/hook\n"
+        "published    2027-01-15T09:00:00+01:00 (now)\n"
+        "not before   2027-01-15T09:01:00+01:00 (in 1 m)\n"
+        "retries      3\n"
+        "retry delay  1000 * retried\n"
+        "labels       a, b\n"
+        "from         10.0.0.7\n"
+        "schedule     scd_9\n"
+        "header       X-A: 1\n"
+        "header       X-B: \\x1b]0;title\\x07\n"
+        "\n"
+        "body:\n"
+        "first\n"
+        "\\x1b[2Jsecond\n"
+    )
+
+
+def test_several_messages_for_programs_are_one_array(console: Console, server: Server) -> None:
+    server.says(a_message())
+    assert json.loads(console("messages", "get", "msg_1", "--json").out) == [a_message()]
+    assert json.loads(console("messages", "get", "msg_1", "msg_1", "--json").out) == [a_message()] * 2
+
+
+def test_a_dead_letter_is_shown_with_its_last_answer(console: Console, server: Server) -> None:
+    body = b64encode(b"\xff\xfe").decode()
+    server.says(
+        a_letter(bodyBase64=body, responseHeader={"Server": ["x"]}, responseBody="out of order", timeout=30)
+    )
+    out = console("dlq", "get", "1800000000000-0").out
+    assert "dead letter    1800000000000-0\n" in out
+    assert "timeout        30 s\n" in out
+    assert "last answer    500\n" in out
+    assert "answer header  Server: x\n" in out
+    assert "\nbody: 2 bytes that are not text; --json shows them in base64\n" in out
+    assert out.endswith("\nlast answer's body:\nout of order\n")
+
+
+def test_a_dead_letter_without_any_answer_says_none(console: Console, server: Server) -> None:
+    server.says(a_letter(responseStatus=0))
+    assert "last answer  none\n" in console("dlq", "get", "1800000000000-0").out
+
+
+def test_a_schedule_is_shown_with_its_runs(console: Console, server: Server) -> None:
+    server.says(
+        a_schedule(
+            lastScheduleTime=NOW - 60_000,
+            lastScheduleStates={"msg_7": "SUCCESS", "msg_8": "FAIL"},
+            delay=90,
+            error="the group is gone",
+        )
+    )
+    out = console("schedules", "get", "scd_1").out
+    assert "state        failing\n" in out
+    last_run = "last run     2027-01-15T08:59:00+01:00 (1 m ago)"
+    assert f"{last_run}\n             msg_7 SUCCESS\n             msg_8 FAIL\n" in out
+    assert "delay        90 s\n" in out
+    assert "retries      3\n" in out
+    assert "error        the group is gone\n" in out
+
+
+def entry_lines(
+    console: Console, server: Server, *entries: dict[str, Any], terminal: bool = False
+) -> list[str]:
+    server.says({"events": list(entries)})
+    return console("logs", terminal=terminal).out.splitlines()
+
+
+def test_a_log_reads_downwards_in_time(console: Console, server: Server) -> None:
+    latest_first = [an_entry(state="ACTIVE", time=NOW + 5), an_entry()]
+    assert entry_lines(console, server, *latest_first) == [
+        "2027-01-15T09:00:00.000  CREATED           msg_1  https://example.com/hook",
+        "2027-01-15T09:00:00.005  ACTIVE            msg_1  https://example.com/hook",
+    ]
+    assert json.loads(console("logs", "--json").out) == latest_first[::-1]
+
+
+def test_a_log_line_says_why_and_what_comes_next(console: Console, server: Server) -> None:
+    [line] = entry_lines(
+        console,
+        server,
+        an_entry(state="RETRY", responseStatus=503, error="too\nbusy", nextDeliveryTime=NOW + 12_000),
+    )
+    assert line.endswith("  answered 503, too\\nbusy, next attempt in 12 s")
+
+
+def test_states_are_coloured_on_a_terminal_only_and_not_against_no_color(
+    console: Console, server: Server
+) -> None:
+    failed = an_entry(state="FAILED")
+    [coloured] = entry_lines(console, server, failed, terminal=True)
+    assert "\x1b[31mFAILED" in coloured
+    [plain] = entry_lines(console, server, failed)
+    assert "\x1b" not in plain
+    console.environment["NO_COLOR"] = "1"
+    assert entry_lines(console, server, failed, terminal=True) == [plain]
+
+
+def test_the_keys_are_printed_as_lines_for_an_environment(console: Console, server: Server) -> None:
+    server.says({"current": "sig_1", "next": "sig_2"})
+    assert console("keys", "show").out == "QSTASH_CURRENT_SIGNING_KEY=sig_1\nQSTASH_NEXT_SIGNING_KEY=sig_2\n"
+    assert json.loads(console("keys", "rotate", "--json").out) == {"current": "sig_1", "next": "sig_2"}
+    assert [(r.method, r.target) for r in server.requests] == [
+        ("GET", "/v2/keys"),
+        ("POST", "/v2/keys/rotate"),
+    ]
+
+
+def test_a_duplicate_is_told_apart_from_a_new_message(console: Console, server: Server) -> None:
+    server.says({"messageId": "msg_1", "deduplicated": True})
+    assert console("publish", "https://example.com").out == "msg_1  already accepted: nothing new was sent\n"

@@ -1,0 +1,390 @@
+"""What a command line means, and which ones are refused before anything is asked of a relay."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from tests.cli.console import Console, Server
+
+
+@pytest.fixture
+def console(server: Server) -> Console:
+    console = Console()
+    console.environment = {"QSTASH_URL": server.url, "QSTASH_TOKEN": "a-token"}
+    return console
+
+
+def test_the_overview_names_every_command_in_its_group_and_every_exit_code(
+    capsys: pytest.CaptureFixture[str], console: Console
+) -> None:
+    assert console("--help").code == 0
+    words = capsys.readouterr().out
+    groups = [
+        words.index(title) for title in ("run the relay:", "talk to a relay:", "operate:", "exit codes:")
+    ]
+    assert groups == sorted(groups)
+    commands = ("dev", "serve", "publish", "messages", "logs", "schedules", "dlq", "keys")
+    assert [name for name in commands if f"\n  {name} " not in words] == []
+    assert [code for code in (0, 1, 2, 3, 4, 130) if f"\n  {code} " not in words] == []
+
+
+def test_the_version_is_the_version_of_the_distribution(
+    capsys: pytest.CaptureFixture[str], console: Console
+) -> None:
+    assert console("--version").code == 0
+    assert capsys.readouterr().out == f"relay {version('relay-http')}\n"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        (),
+        ("unknown",),
+        ("messages",),
+        ("messages", "get"),
+        ("publish",),
+        ("dlq", "list", "--count", "0"),
+        ("dlq", "list", "--count", "many"),
+        ("logs", "--since", "yesterday"),
+        ("logs", "--foll"),
+    ],
+    ids=" ".join,
+)
+def test_a_command_line_that_means_nothing_is_refused_with_usage(
+    capsys: pytest.CaptureFixture[str], console: Console, server: Server, argv: tuple[str, ...]
+) -> None:
+    assert console(*argv).code == 2
+    assert "usage: relay" in capsys.readouterr().err
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("id", ["", " ", ".", "..", "a/b", "msg_1?x=y", "ü"])
+def test_an_id_that_would_name_something_else_is_never_sent(
+    capsys: pytest.CaptureFixture[str], console: Console, server: Server, id: str
+) -> None:
+    for argv in (("messages", "cancel"), ("dlq", "delete"), ("schedules", "delete")):
+        assert console(*argv, id).code == 2
+    assert "is not an id" in capsys.readouterr().err
+    assert server.requests == []
+
+
+def test_an_empty_filter_is_refused_instead_of_matching_everything(
+    capsys: pytest.CaptureFixture[str], console: Console, server: Server
+) -> None:
+    assert console("messages", "cancel", "--yes", "--label", "").code == 2
+    assert "--label" in capsys.readouterr().err
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    "command", [("messages", "cancel"), ("dlq", "retry"), ("dlq", "delete")], ids=" ".join
+)
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        ((), "which ones? Give ids, filters, or --all"),
+        (("msg_1", "--all"), "ids and --all exclude each other"),
+        (("msg_1", "--label", "a"), "ids and filters exclude each other"),
+        (("--all", "--label", "a"), "--all and filters exclude each other"),
+        (("msg_1", "--count", "3"), "--count goes with --all or filters, not with ids"),
+        (("--all",), "there is no terminal to ask on; pass --yes to go ahead"),
+    ],
+)
+def test_a_bulk_command_must_say_clearly_what_it_is_about(
+    console: Console, server: Server, command: tuple[str, ...], flags: tuple[str, ...], complaint: str
+) -> None:
+    assert console(*command, *flags) == (2, "", f"relay: {complaint}\n")
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("missing", "complaint"),
+    [
+        ("QSTASH_URL", "which relay? Set QSTASH_URL or pass --url, for example http://127.0.0.1:8080"),
+        ("QSTASH_TOKEN", "QSTASH_TOKEN is not set; set it or pass --token"),
+    ],
+)
+def test_a_missing_setting_is_named_together_with_its_flag(
+    console: Console, server: Server, missing: str, complaint: str
+) -> None:
+    console.environment[missing] = ""
+    assert console("schedules", "list") == (2, "", f"relay: {complaint}\n")
+    assert server.requests == []
+
+
+def test_flags_win_over_the_environment(console: Console, server: Server) -> None:
+    console.environment = {"QSTASH_URL": "http://127.0.0.1:1", "QSTASH_TOKEN": "not-this-one"}
+    server.says({"current": "sig_1", "next": "sig_2"})
+    assert console("keys", "show", "--url", server.url, "--token", "this-one").code == 0
+    assert server.requests[0].headers["Authorization"] == "Bearer this-one"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:8080",
+        "ftp://127.0.0.1",
+        "http://",
+        "http://127.0.0.1:port",
+        "http://127.0.0.1:99999",
+        "http://user@127.0.0.1",
+        "http://127.0.0.1/?a=b",
+        "http://127.0.0.1/a b",
+        "http://[::1",
+        "http://bücher.example",
+    ],
+)
+def test_a_url_that_no_relay_can_have_is_a_usage_error(console: Console, url: str) -> None:
+    code, out, err = console("keys", "show", "--url", url)
+    assert (code, out) == (2, "")
+    assert err.endswith("is not the URL of a relay, such as http://127.0.0.1:8080\n")
+
+
+@pytest.mark.parametrize("token", ["two words", "line\nbreak", "bücher"])
+def test_a_token_that_fits_no_header_is_a_usage_error(console: Console, server: Server, token: str) -> None:
+    assert console("keys", "show", "--token", token) == (
+        2,
+        "",
+        "relay: the token holds characters that no token has\n",
+    )
+    assert server.requests == []
+
+
+def test_a_relay_below_a_path_is_found_there(console: Console, server: Server) -> None:
+    server.says([])
+    assert console("schedules", "list", "--url", f"{server.url}/relay//").code == 0
+    assert server.requests[0].target == "/relay/v2/schedules"
+
+
+def test_every_publish_flag_becomes_its_header(console: Console, server: Server) -> None:
+    server.says({"messageId": "msg_1"})
+    result = console(
+        *("publish", "https://example.com/a?b=c&d=%20#part", "--body", "grüße"),
+        *(
+            "-H",
+            "X-One: 1",
+            "--header",
+            "Authorization:Bearer x",
+            "--content-type",
+            "text/plain",
+            "--method",
+            "PUT",
+        ),
+        *("--delay", "1h", "--not-before", "1800000000", "--retries", "7", "--retry-delay", "1000 * retried"),
+        *(
+            "--timeout",
+            "30s",
+            "--label",
+            "a",
+            "--label",
+            "b",
+            "--deduplication-id",
+            "d",
+            "--content-deduplication",
+        ),
+    )
+    assert result == (0, "msg_1\n", "")
+    [request] = server.requests
+    assert (request.method, request.target) == ("POST", "/v2/publish/https://example.com/a?b=c&d=%20")
+    assert request.body == "grüße".encode()
+    headers = request.headers
+    del headers["Host"], headers["Accept-Encoding"], headers["User-Agent"]
+    assert headers == {
+        "Authorization": "Bearer a-token",
+        "Content-Length": "7",
+        "Content-Type": "text/plain",
+        "Upstash-Content-Based-Deduplication": "true",
+        "Upstash-Deduplication-Id": "d",
+        "Upstash-Delay": "1h",
+        "Upstash-Forward-Authorization": "Bearer x",
+        "Upstash-Forward-X-One": "1",
+        "Upstash-Label": "a,b",
+        "Upstash-Method": "PUT",
+        "Upstash-Not-Before": "1800000000",
+        "Upstash-Retries": "7",
+        "Upstash-Retry-Delay": "1000 * retried",
+        "Upstash-Timeout": "30s",
+    }
+
+
+def test_a_publish_without_flags_sends_no_header_the_relay_would_have_to_obey(
+    console: Console, server: Server
+) -> None:
+    server.says({"messageId": "msg_1"})
+    assert console("publish", "https://example.com/").code == 0
+    assert not [
+        name for name in server.requests[0].headers if name.lower().startswith(("upstash", "content-type"))
+    ]
+    assert server.requests[0].body == b""
+
+
+def test_every_schedule_flag_becomes_its_header(console: Console, server: Server) -> None:
+    server.says({"scheduleId": "nightly"})
+    result = console(
+        *("schedules", "create", "https://example.com//a", "--cron", "0 3 * * *", "--id", "nightly"),
+        *("--catch-up", "all", "--overlap", "skip", "--retries", "1"),
+    )
+    assert result == (0, "nightly\n", "")
+    [request] = server.requests
+    assert (request.method, request.target) == ("POST", "/v2/schedules/https://example.com//a")
+    assert {n: v for n, v in request.headers.items() if n.startswith(("Upstash", "Relay"))} == {
+        "Upstash-Cron": "0 3 * * *",
+        "Upstash-Schedule-Id": "nightly",
+        "Relay-Schedule-Catch-Up": "all",
+        "Relay-Schedule-Overlap": "skip",
+        "Upstash-Retries": "1",
+    }
+
+
+@pytest.mark.parametrize("header", ["no colon", ": empty", "two words: x", "a\nb: x"])
+def test_a_header_that_is_none_is_a_usage_error(console: Console, server: Server, header: str) -> None:
+    code, _, err = console("publish", "https://example.com", "-H", header)
+    assert code == 2
+    assert err.endswith("is not a header such as 'Name: value'\n")
+    assert server.requests == []
+
+
+def test_a_line_break_in_a_header_value_is_a_usage_error(console: Console, server: Server) -> None:
+    result = console("publish", "https://example.com", "-H", "a: x\r\nUpstash-Retries: 9")
+    assert result == (2, "", "relay: Upstash-Forward-a cannot hold a line break\n")
+    assert server.requests == []
+
+
+def test_a_body_comes_byte_for_byte_from_a_file_or_standard_input(
+    console: Console, server: Server, tmp_path: Path
+) -> None:
+    content = bytes(range(256))
+    file = tmp_path / "body"
+    file.write_bytes(content)
+    server.says({"messageId": "msg_1"})
+    console("publish", "https://example.com", "--body", f"@{file}")
+    console("publish", "https://example.com", "--body", "-", stdin=content)
+    assert [request.body for request in server.requests] == [content, content]
+
+
+def test_a_body_file_that_cannot_be_read_is_a_usage_error(console: Console, server: Server) -> None:
+    result = console("publish", "https://example.com", "--body", "@/nowhere/body")
+    assert result == (2, "", "relay: cannot read /nowhere/body: No such file or directory\n")
+    assert server.requests == []
+
+
+def test_filters_become_the_query_of_the_api_and_ages_instants(console: Console, server: Server) -> None:
+    server.says({"cancelled": 2})
+    result = console(
+        *(
+            "messages",
+            "cancel",
+            "--yes",
+            "--label",
+            "a",
+            "--label",
+            "b,c",
+            "--destination",
+            "https://x/?y=z&q",
+        ),
+        *("--host", "x", "--path", "/", "--schedule", "scd_1", "--since", "10m", "--before", "1m"),
+    )
+    assert result == (0, "2 cancelled\n", "")
+    assert (server.requests[0].method, server.requests[0].path) == ("DELETE", "/v2/messages")
+    assert server.requests[0].query == [
+        ("url", "https://x/?y=z&q"),
+        ("host", "x"),
+        ("path", "/"),
+        ("label", "a"),
+        ("label", "b,c"),
+        ("scheduleId", "scd_1"),
+        ("fromDate", "1799999400000"),
+        ("toDate", "1799999940000"),
+    ]
+
+
+def test_a_limited_cancel_asks_in_the_portions_the_api_takes(console: Console, server: Server) -> None:
+    server.answer = lambda request: server.json({"cancelled": int(dict(request.query)["count"])})
+    assert console("messages", "cancel", "--all", "--count", "1100", "--yes", "--json").out == (
+        '{"cancelled": 1100, "notFound": []}\n'
+    )
+    assert [dict(request.query)["count"] for request in server.requests] == ["500", "500", "100"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "code", "asked"), [(b"y\n", 0, 1), (b"n\n", 130, 0), (b"\n", 130, 0), (b"", 130, 0)]
+)
+def test_only_a_yes_lets_a_bulk_command_go_ahead(
+    console: Console, server: Server, typed: bytes, code: int, asked: int
+) -> None:
+    server.says({"cancelled": 1})
+    result = console("messages", "cancel", "--all", typed=typed)
+    assert (result.code, result.err) == (code, "Cancel every undelivered message? [y/N] ")
+    assert len(server.requests) == asked
+
+
+@pytest.mark.parametrize(
+    ("letters", "more", "flags", "question"),
+    [
+        (1, False, (), "Delete 1 dead letter?"),
+        (3, False, ("--count", "5"), "Delete 3 dead letters?"),
+        (100, True, (), "Delete more than 100 dead letters?"),
+        (7, True, ("--count", "7"), "Delete 7 dead letters?"),
+        (100, True, ("--count", "300"), "Delete up to 300 dead letters?"),
+    ],
+)
+def test_the_question_says_how_many_dead_letters_it_is_about(
+    console: Console, server: Server, letters: int, more: bool, flags: tuple[str, ...], question: str
+) -> None:
+    server.says({"messages": [{}] * letters, **({"cursor": "next"} if more else {})})
+    result = console("dlq", "delete", "--all", *flags, typed=b"n\n")
+    assert result == (130, "", f"{question} [y/N] ")
+    assert [request.method for request in server.requests] == ["GET"]
+
+
+def test_nothing_is_asked_when_there_is_no_dead_letter_to_act_on(console: Console, server: Server) -> None:
+    server.says({"messages": []})
+    assert console("dlq", "retry", "--label", "x", typed=b"y\n") == (
+        4,
+        "",
+        "relay: there are no such dead letters\n",
+    )
+    assert [request.method for request in server.requests] == ["GET"]
+
+
+def test_a_bulk_retry_goes_page_by_page_and_never_beyond_what_had_failed_when_it_began(
+    console: Console, server: Server
+) -> None:
+    pages = iter(
+        [
+            {"responses": [{"messageId": "msg_1"}] * 100, "cursor": "c"},
+            {"responses": [{"messageId": "msg_2"}]},
+        ]
+    )
+    server.answer = lambda request: server.json(next(pages), 201)
+    server.now = lambda: 1_800_000_123_456
+    assert console("dlq", "retry", "--label", "x", "--yes") == (0, "101 sent again\n", "")
+    assert [request.query for request in server.requests] == [
+        [("label", "x"), ("count", "100")],
+        [("label", "x"), ("cursor", "c"), ("toDate", "1800000123999"), ("count", "100")],
+    ]
+
+
+def test_a_bulk_delete_stops_at_its_count_and_keeps_a_given_bound(console: Console, server: Server) -> None:
+    pages = iter([{"deleted": 100, "cursor": "c"}, {"deleted": 20, "cursor": "d"}])
+    server.answer = lambda request: server.json(next(pages))
+    result = console("dlq", "delete", "--before", "1d", "--count", "120", "--yes", "--json")
+    assert json.loads(result.out) == {"deleted": 120, "notFound": []}
+    assert [request.query for request in server.requests] == [
+        [("toDate", "1799913600000"), ("count", "100")],
+        [("toDate", "1799913600000"), ("cursor", "c"), ("count", "20")],
+    ]
+
+
+def test_what_a_bulk_command_did_before_it_failed_is_still_told(console: Console, server: Server) -> None:
+    pages = iter(
+        [server.json({"deleted": 100, "cursor": "c"}), server.json({"error": "storage is full"}, 503)]
+    )
+    server.answer = lambda request: next(pages)
+    assert console("dlq", "delete", "--all", "--yes") == (
+        1,
+        "100 deleted\n",
+        "relay: storage is full (503)\n",
+    )
