@@ -1,0 +1,20 @@
+"""The API under test, as `rig`."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.api.rig import Rig, running
+from tests.api.specification import Specification
+
+
+@pytest.fixture(scope="session")
+def specification() -> Specification:
+    return Specification()
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, specification: Specification) -> AsyncIterator[Rig]:
+    async with running(tmp_path / "relay.db", specification) as rig:
+        yield rig

@@ -1,0 +1,333 @@
+"""A relay's API on a real socket over real storage, without an engine; every answer is held to openapi.yaml."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+from relay.api.app import NOT_OFFERED, build_app
+from relay.api.auth import Authenticator, token_hash
+from relay.api.bodies import Bodies
+from relay.api.connection import ApiRunner
+from relay.api.services import Services
+from relay.clock import FakeClock
+from relay.domain.delivery import Attempt, settle
+from relay.domain.message import Message, TenantId
+from relay.domain.tenant import Limits, Principal, Tenant
+from relay.ids import Ids
+from storage.protocol import ClaimTerms, Receipt, Storage
+from storage.sqlite import open_sqlite
+from tests.api.specification import Specification
+from tests.builders import OTHER_TENANT, TENANT
+
+TOKEN = "eyJVc2VySUQiOiJ0ZXN0cyJ9+/="
+READ_ONLY = "only-for-reading"
+FOREIGN = "of-another-account"
+
+KEYS = {"current": "sig_current0000000000", "next": "sig_next000000000000000"}
+
+
+class Reply(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> str:
+        """The sentence of an error answer, which has nothing else in it."""
+        (name,) = self.json
+        assert name == "error"
+        text = self.json["error"]
+        assert isinstance(text, str)
+        assert text
+        return text
+
+
+class Recorder:
+    """A log that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, dict[str, object]]] = []
+
+    def info(self, event: str, /, **fields: object) -> None:
+        self.lines.append((event, fields))
+
+    def warning(self, event: str, /, **fields: object) -> None:
+        self.lines.append((event, fields))
+
+    def error(self, event: str, /, *, exc: BaseException | None = None, **fields: object) -> None:
+        self.lines.append((event, {**fields, "exc": exc}))
+
+
+class Doorway:
+    """A publisher that stores what it is given. `fault`, when set, is raised instead."""
+
+    def __init__(self, storage: Storage, clock: FakeClock) -> None:
+        self._storage = storage
+        self._clock = clock
+        self.calls: list[Sequence[Message]] = []
+        self.fault: Exception | None = None
+
+    async def publish(self, messages: Sequence[Message]) -> Sequence[Receipt]:
+        if self.fault is not None:
+            raise self.fault
+        self.calls.append(messages)
+        return (await self._storage.publish(messages, now=self._clock.now())).receipts
+
+
+class Rig:
+    """The server and a client of it."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        session: aiohttp.ClientSession,
+        specification: Specification,
+        *,
+        limits: Limits,
+        bodies: Bodies,
+        trusted_proxies: Sequence[str],
+    ) -> None:
+        self.storage = storage
+        self.clock = FakeClock()
+        self.publisher = Doorway(storage, self.clock)
+        self.log = Recorder()
+        self.problems: list[str] = []
+        self.violations: list[str] = []
+        self.port = 0
+        self._session = session
+        self._specification = specification
+        fresh_keys = iter(f"sig_fresh{number:015}" for number in range(100))
+        self.services = Services(
+            storage=storage,
+            publisher=self.publisher,
+            authenticator=Authenticator(storage, self.clock),
+            bodies=bodies,
+            clock=self.clock,
+            ids=Ids(),
+            limits=limits,
+            log=self.log,
+            ready=self._ready,
+            metrics=lambda: b"relay_messages_live 3.0\n",
+            generate_key=lambda: next(fresh_keys),
+            trusted_proxies=tuple(ip_network(network) for network in trusted_proxies),
+        )
+
+    async def call(
+        self,
+        method: str,
+        target: str,
+        *,
+        body: bytes | AsyncIterator[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+        token: str | None = TOKEN,
+    ) -> Reply:
+        """One request; `target` goes out as it is written."""
+        sent = dict(headers or {})
+        if token is not None:
+            sent["Authorization"] = f"Bearer {token}"
+        url = URL(f"http://127.0.0.1:{self.port}{target}", encoded=True)
+        async with self._session.request(method, url, data=body, headers=sent) as response:
+            return Reply(response.status, response.headers, await response.read())
+
+    async def call_json(self, method: str, target: str, body: object, *, token: str | None = TOKEN) -> Reply:
+        return await self.call(
+            method,
+            target,
+            body=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+            token=token,
+        )
+
+    async def publish(
+        self,
+        destination: str = "https://example.com/hook",
+        *,
+        body: bytes = b"hello",
+        headers: Mapping[str, str] | None = None,
+        token: str = TOKEN,
+    ) -> str:
+        """The id of a message that was accepted."""
+        reply = await self.call("POST", f"/v2/publish/{destination}", body=body, headers=headers, token=token)
+        assert reply.status == 200, reply.body
+        message_id = reply.json["messageId"]
+        assert isinstance(message_id, str)
+        return message_id
+
+    async def show(self, message_id: str, *, token: str = TOKEN) -> Any:
+        reply = await self.call("GET", f"/v2/messages/{message_id}", token=token)
+        assert reply.status == 200, reply.body
+        return reply.json
+
+    async def attempt(
+        self,
+        status: int | None = 200,
+        *,
+        headers: tuple[tuple[str, str], ...] = (),
+        body: bytes = b"",
+        error: str | None = None,
+    ) -> int:
+        """Attempt everything that is due, with this outcome; how many there were."""
+        now = self.clock.now()
+        claimed = await self.storage.claim(ClaimTerms(limit=1000, lease_ms=30_000), now=now)
+        settlements = [
+            settle(
+                claim,
+                Attempt(
+                    started_at=now, ended_at=now + 5, status=status, headers=headers, body=body, error=error
+                ),
+            )
+            for claim in claimed.claims
+        ]
+        assert list(await self.storage.settle(settlements)) == []
+        self.clock.advance(5)
+        return len(settlements)
+
+    async def dead_letter(
+        self,
+        destination: str = "https://example.com/hook",
+        *,
+        body: bytes = b"hello",
+        headers: Mapping[str, str] | None = None,
+        token: str = TOKEN,
+    ) -> tuple[str, str]:
+        """A message that was refused with `404 Not Found`: its id and its dead letter's."""
+        message_id = await self.publish(
+            destination, body=body, headers={**(headers or {}), "Upstash-Retries": "0"}, token=token
+        )
+        await self.attempt(404, headers=(("content-type", "text/plain"),), body=b"404 Not Found")
+        listed = (await self.call("GET", f"/v2/dlq?messageId={message_id}", token=token)).json
+        (entry,) = listed["messages"]
+        dlq_id = entry["dlqId"]
+        assert isinstance(dlq_id, str)
+        return message_id, dlq_id
+
+    async def dead_letter_ids(self, *, token: str = TOKEN) -> list[str]:
+        listed = (await self.call("GET", "/v2/dlq", token=token)).json
+        return [entry["dlqId"] for entry in listed["messages"]]
+
+    async def raw(self, request: bytes) -> bytes:
+        """Everything the server says to these bytes before it closes the connection."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(request)
+            await writer.drain()
+            async with asyncio.timeout(20):
+                return await reader.read()
+        finally:
+            writer.close()
+
+    async def raw_call(
+        self, method: str, target: bytes, *, headers: Sequence[tuple[bytes, bytes]] = (), body: bytes = b""
+    ) -> Reply:
+        """One request with a target, and header values, of any bytes."""
+        fields = [
+            (b"Host", b"relay"),
+            (b"Authorization", b"Bearer " + TOKEN.encode()),
+            (b"Content-Length", str(len(body)).encode()),
+            (b"Connection", b"close"),
+            *headers,
+        ]
+        head = b"".join(b"%s: %s\r\n" % field for field in fields)
+        answer = await self.raw(b"%s %s HTTP/1.1\r\n%s\r\n%s" % (method.encode(), target, head, body))
+        return parsed(answer)
+
+    async def _ready(self) -> Sequence[str]:
+        return self.problems
+
+    async def _check(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Hold an answer to the specification."""
+        assert isinstance(response, web.Response)
+        assert isinstance(response.body, bytes)
+        resource = request.match_info.route.resource
+        path = "" if resource is None else resource.canonical
+        path = path.rstrip("/") if path != "/" else path
+        body, status = response.body, response.status
+        if resource is None or path.removesuffix("/{rest}") in NOT_OFFERED:
+            expected = (404, 405) if resource is None else (400,)
+            if status not in expected or set(json.loads(body)) != {"error"}:
+                self.violations.append(f"{request.method} {request.path}: {status} {body!r}")
+            return
+        self.violations += self._specification.violations(
+            request.method, path, status, response.headers["Content-Type"], body
+        )
+
+
+def parsed(answer: bytes) -> Reply:
+    """The one response of a connection that was closed after it."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status_line, *lines = head.decode("latin-1").split("\r\n")
+    headers = dict(line.split(": ", 1) for line in lines)
+    return Reply(int(status_line.split()[1]), headers, body)
+
+
+Starts = Callable[..., Any]
+
+
+@asynccontextmanager
+async def running(
+    path: Path,
+    specification: Specification,
+    *,
+    limits: Limits | None = None,
+    bodies: Bodies | None = None,
+    trusted_proxies: Sequence[str] = (),
+    max_closing_s: float = 5,
+) -> AsyncIterator[Rig]:
+    """A rig whose violations fail the test at its end."""
+    storage = await open_sqlite(str(path))
+    try:
+        await _furnish(storage)
+        async with aiohttp.ClientSession(
+            skip_auto_headers=("Content-Type", "User-Agent", "Accept-Encoding", "Accept"),
+            auto_decompress=False,
+        ) as session:
+            rig = Rig(
+                storage,
+                session,
+                specification,
+                limits=limits or Limits(),
+                bodies=bodies or Bodies(),
+                trusted_proxies=trusted_proxies,
+            )
+            app = build_app(rig.services)
+            app.on_response_prepare.append(rig._check)
+            runner = ApiRunner(app, shutdown_timeout=max_closing_s)
+            await runner.setup()
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            rig.port = runner.addresses[0][1]
+            try:
+                yield rig
+            finally:
+                await runner.cleanup()
+            assert rig.violations == []
+    finally:
+        await storage.close()
+
+
+async def _furnish(storage: Storage) -> None:
+    """Two accounts; the first has a token that may do everything and one that may only read."""
+    for tenant, user_id in ((TENANT, "tests"), (OTHER_TENANT, "others")):
+        await storage.put_tenant(
+            Tenant(id=tenant, user_id=user_id, current_key=KEYS["current"], next_key=KEYS["next"]), now=0
+        )
+    for token, account, read_only in (
+        (TOKEN, TENANT, False),
+        (READ_ONLY, TENANT, True),
+        (FOREIGN, OTHER_TENANT, False),
+    ):
+        await storage.put_token(
+            token_hash(token), Principal(tenant=TenantId(account), read_only=read_only), now=0
+        )
