@@ -1,7 +1,7 @@
 """Forgets what has been kept long enough, in small bites, and keeps the gauges true.
 
 Pruning shares the disk with deliveries and is never urgent: a bite is a short transaction, and after each the
-janitor rests at least four times as long as the bite took.
+janitor rests for at least twice as long as the bite took.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from storage.protocol import Archive, Retention
 #: Whatever is configured, a message stays readable this long after it was delivered: clients look it up.
 LEAST_LOG_RETENTION_MS = 600_000
 
-#: Rest when nothing is left to forget, and the longest rest of all.
+#: The rest when nothing is left to forget, and the longest of all rests.
 _ROUND_MS = 15_000
 _MEASURE_EVERY_MS = 5_000
 _BITE_ROWS = 500
@@ -54,7 +54,7 @@ class Janitor:
         self._random = random
         self._failures = 0
         self._measured_at: int | None = None
-        #: Rows forgotten since there was last nothing to forget.
+        #: Rows forgotten since the last round that left nothing old behind.
         self._pruned = 0
         self.last_progress_at = clock.now()
 
@@ -84,11 +84,11 @@ class Janitor:
             limit=_BITE_ROWS,
         )
         self.last_progress_at = self._clock.now()
-        if rows:
-            self._pruned += rows
-            self._metrics.pruned_rows.inc(rows)
-            took_ms = self.last_progress_at - began_at
-            return self._spread(min(max(_SHORTEST_REST_MS, _REST_PER_BITE * took_ms), _ROUND_MS))
+        self._pruned += rows
+        self._metrics.pruned_rows.inc(rows)
+        if rows >= _BITE_ROWS:
+            rest_ms = max(_SHORTEST_REST_MS, _REST_PER_BITE * (self.last_progress_at - began_at))
+            return self._spread(min(rest_ms, _ROUND_MS))
         if self._pruned:
             self._log.info("history.pruned", rows=self._pruned)
             self._pruned = 0

@@ -88,18 +88,22 @@ class Scheduler:
 
     async def _fire_due(self, stopping: asyncio.Event) -> int | None:
         """Fire everything that is due; returns the earliest tick of all that is not."""
-        # What could not be advanced stays due. It is left for the next look, and must not hide what is behind it.
+        # What could not be advanced stays due. It is left for the next look.
         left: set[_Occasion] = set()
         limit = _BATCH
         while True:
             now = self._clock.now()
             due, next_at = await self._storage.due_schedules(now=now, limit=limit)
             self.last_progress_at = self._clock.now()
-            fresh = [entry for entry in due if _occasion(entry.schedule) not in left]
-            if (not fresh and len(due) < limit) or stopping.is_set():
+            if stopping.is_set():
                 return next_at
-            left |= await self._fire_batch(fresh, now)
-            limit = _BATCH + len(due) - len(fresh)
+            fresh = [entry for entry in due if _occasion(entry.schedule) not in left]
+            if fresh:
+                left |= await self._fire_batch(fresh, now)
+            elif next_at is None or next_at > now:
+                return next_at
+            else:
+                limit *= 2  # more is due, hidden behind what is left
 
     async def _fire_batch(self, due: list[DueSchedule], now: int) -> set[_Occasion]:
         """Fire each on its own, all at once; returns those that were not advanced here. Raises `Unavailable` when

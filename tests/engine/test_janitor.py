@@ -1,0 +1,301 @@
+import random
+from collections.abc import AsyncIterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from prometheus_client import generate_latest
+
+from relay.domain.delivery import settle
+from relay.domain.message import Message, MessageId
+from relay.domain.selection import Order, Selection
+from relay.engine.janitor import Janitor
+from relay.metrics import Metrics
+from storage.protocol import Archive, ClaimTerms, Storage
+from storage.sqlite import open_sqlite
+from tests.builders import NOW, TENANT, a_message, an_attempt
+from tests.engine.stepped import Faulty, Lines, SteppedClock, running, storage_is_away
+
+SECOND = 1_000
+MINUTE = 60 * SECOND
+DAY = 24 * 60 * MINUTE
+ROUND = 15 * SECOND
+
+
+@pytest.fixture
+async def storage(tmp_path: Path) -> AsyncIterator[Storage]:
+    opened = await open_sqlite(f"sqlite:///{tmp_path}/relay.db")
+    yield opened
+    await opened.close()
+
+
+class Bench:
+    """A janitor on a clock of its own, with its log and metrics."""
+
+    def __init__(
+        self,
+        storage: object,
+        *,
+        now: int = NOW,
+        log_retention_ms: int = 14 * DAY,
+        dlq_retention_ms: int = 7 * DAY,
+    ) -> None:
+        self.clock = SteppedClock(now)
+        self.lines = Lines()
+        self.metrics = Metrics()
+        self.janitor = Janitor(
+            cast(Archive, storage),
+            clock=self.clock,
+            log=self.lines,
+            metrics=self.metrics,
+            log_retention_ms=log_retention_ms,
+            dlq_retention_ms=dlq_retention_ms,
+            random=random.Random(7).random,
+        )
+
+    def value(self, metric: str) -> float:
+        for line in generate_latest(self.metrics.registry).decode().splitlines():
+            if line.startswith(metric + " "):
+                return float(line.split()[-1])
+        raise KeyError(metric)
+
+
+async def finish(storage: Storage, *messages: Message, status: int = 200) -> None:
+    """Attempted at `NOW`, for good: with status 200 delivered, otherwise (without retries) dead."""
+    await storage.publish(messages, now=NOW)
+    claimed = await storage.claim(ClaimTerms(limit=len(messages), lease_ms=30_000), now=NOW)
+    attempt = an_attempt(started_at=NOW, ended_at=NOW, status=status)
+    await storage.settle([settle(claim, attempt) for claim in claimed.claims])
+
+
+async def exists(storage: Storage, message: Message) -> bool:
+    return await storage.message(TENANT, message.id) is not None
+
+
+async def dead(storage: Storage) -> list[MessageId]:
+    letters = await storage.dead_letters(TENANT, Selection(), order=Order.LATEST_FIRST, start=None, limit=100)
+    return [letter.message.id for letter in letters]
+
+
+# --- retention -------------------------------------------------------------------------------------------------
+
+
+async def test_a_delivered_message_is_readable_for_the_log_retention_and_then_forgotten(
+    storage: Storage,
+) -> None:
+    message = a_message()
+    await finish(storage, message)
+    bench = Bench(storage, log_retention_ms=DAY)
+    async with running(bench.janitor):
+        await bench.clock.step(DAY)
+        assert await exists(storage, message)
+        await bench.clock.step(ROUND)
+        assert not await exists(storage, message)
+    assert bench.value("relay_pruned_rows_total") >= 1
+
+
+async def test_a_delivered_message_is_readable_for_ten_minutes_whatever_is_configured(
+    storage: Storage,
+) -> None:
+    message = a_message()
+    await finish(storage, message)
+    bench = Bench(storage, log_retention_ms=1)
+    async with running(bench.janitor):
+        for _ in range(40):
+            await bench.clock.step(ROUND)
+        assert bench.clock.now() == NOW + 10 * MINUTE
+        assert await exists(storage, message)
+        await bench.clock.step(ROUND)
+        assert not await exists(storage, message)
+
+
+async def test_a_dead_letter_stays_for_its_own_retention_and_is_not_bound_to_the_log(
+    storage: Storage,
+) -> None:
+    message = a_message(max_retries=0)
+    await finish(storage, message, status=500)
+    bench = Bench(storage, log_retention_ms=DAY, dlq_retention_ms=7 * DAY)
+    async with running(bench.janitor):
+        await bench.clock.step(7 * DAY)
+        assert await dead(storage) == [message.id]
+        await bench.clock.step(ROUND)
+        assert await dead(storage) == []
+        await bench.clock.step_to_end_of_nap()
+        assert not await exists(storage, message)
+
+
+async def test_what_is_not_finished_is_never_forgotten(storage: Storage) -> None:
+    message = a_message(not_before=NOW + 1000 * DAY)
+    await storage.publish([message], now=NOW)
+    bench = Bench(storage)
+    async with running(bench.janitor):
+        await bench.clock.step(500 * DAY)
+        await bench.clock.step_to_end_of_nap()
+        assert await exists(storage, message)
+        assert (await storage.stats()).live == 1
+
+
+async def test_a_backlog_is_eaten_in_small_bites_with_a_rest_after_each(storage: Storage) -> None:
+    messages = [a_message() for _ in range(1200)]
+    await finish(storage, *messages)
+    bites: list[int] = []
+    faulty = Faulty(storage)
+
+    async def count_the_bite(verb: str, *args: Any, **kwargs: Any) -> None:
+        if verb == "prune":
+            bites.append(1)
+
+    faulty.after = count_the_bite
+    bench = Bench(faulty, now=NOW + 15 * DAY)
+    async with running(bench.janitor):
+        while True:
+            await bench.clock.asleep()
+            if bench.clock.naps[-1] > SECOND:
+                break
+            await bench.clock.step_to_end_of_nap()
+        assert [await exists(storage, message) for message in messages[::100]] == [False] * 12
+    *rests, round_rest = bench.clock.naps
+    assert len(bites) == len(bench.clock.naps) >= 3
+    assert all(25 <= rest <= 50 for rest in rests)
+    assert ROUND / 2 <= round_rest <= ROUND
+    [line] = bench.lines.named("history.pruned")
+    assert line["rows"] == bench.value("relay_pruned_rows_total") >= 1200
+
+
+async def test_after_a_slow_bite_the_rest_is_longer_but_never_longer_than_a_round(storage: Storage) -> None:
+    await finish(storage, *[a_message() for _ in range(3000)])
+    faulty = Faulty(storage)
+    bench = Bench(faulty, now=NOW + 15 * DAY)
+    took_ms = 100
+
+    async def take_long(verb: str, *args: Any) -> None:
+        if verb == "prune":
+            bench.clock.advance(took_ms)
+
+    faulty.after = take_long
+    async with running(bench.janitor):
+        await bench.clock.asleep()
+        took_ms = 3_000
+        await bench.clock.step_to_end_of_nap()
+        took_ms = 60_000
+        await bench.clock.step_to_end_of_nap()
+    assert 200 <= bench.clock.naps[0] <= 400
+    assert 6_000 <= bench.clock.naps[1] <= 12_000
+    assert ROUND / 2 <= bench.clock.naps[2] <= ROUND
+
+
+# --- gauges ----------------------------------------------------------------------------------------------------
+
+
+async def test_the_gauges_say_what_is_stored_and_for_how_long_something_has_been_waiting(
+    storage: Storage,
+) -> None:
+    await finish(storage, a_message(max_retries=0), a_message(max_retries=0), status=500)
+    bench = Bench(storage)
+    async with running(bench.janitor):
+        await bench.clock.asleep()
+        assert bench.value("relay_messages_live") == 0
+        assert bench.value("relay_dead_letters") == 2
+        assert bench.value("relay_oldest_due_seconds") == 0
+        await storage.publish([a_message(), a_message(), a_message(not_before=NOW + DAY)], now=NOW)
+        await bench.clock.step(ROUND)
+        assert bench.value("relay_messages_live") == 3
+        assert bench.value("relay_oldest_due_seconds") == 15
+        await storage.claim(ClaimTerms(limit=10, lease_ms=DAY), now=bench.clock.now())
+        await bench.clock.step(ROUND)
+        assert bench.value("relay_oldest_due_seconds") == 0
+
+
+async def test_the_gauges_stay_fresh_through_a_long_meal_without_being_read_at_every_bite(
+    storage: Storage,
+) -> None:
+    await finish(storage, *[a_message() for _ in range(3000)])
+    measured: list[int] = []
+    faulty = Faulty(storage)
+    bench = Bench(faulty, now=NOW + 15 * DAY)
+
+    async def take_a_second(verb: str, *args: Any) -> None:
+        if verb == "stats":
+            measured.append(bench.clock.now())
+        elif verb == "prune":
+            bench.clock.advance(SECOND)
+
+    faulty.before = take_a_second
+    async with running(bench.janitor):
+        await bench.clock.asleep()
+        for _ in range(5):
+            await bench.clock.step_to_end_of_nap()
+    assert len(bench.clock.naps) == 6
+    assert 2 <= len(measured) <= 5
+    assert all(later - earlier >= 5 * SECOND for earlier, later in pairwise(measured))
+
+
+async def test_a_clock_that_is_set_back_does_not_stop_the_gauges(storage: Storage) -> None:
+    faulty = Faulty(storage)
+    bench = Bench(faulty, now=NOW + DAY)
+
+    async def set_the_clock_back(verb: str, *args: Any) -> None:
+        if verb == "prune":
+            faulty.after = Faulty(storage).after
+            bench.clock.advance(-DAY)
+
+    faulty.after = set_the_clock_back
+    async with running(bench.janitor):
+        await bench.clock.asleep()
+        assert bench.value("relay_messages_live") == 0
+        await storage.publish([a_message()], now=NOW)
+        await bench.clock.step(ROUND)
+        assert bench.clock.now() == NOW + ROUND
+        assert bench.value("relay_messages_live") == 1
+
+
+# --- trouble ---------------------------------------------------------------------------------------------------
+
+
+async def test_while_storage_is_away_it_asks_ever_less_often_and_then_goes_on(storage: Storage) -> None:
+    faulty = Faulty(storage)
+    faulty.before = storage_is_away
+    bench = Bench(faulty)
+    async with running(bench.janitor):
+        for _ in range(8):
+            await bench.clock.step_to_end_of_nap()
+        assert bench.janitor.last_progress_at == NOW
+        faulty.before = Faulty(storage).before
+        await bench.clock.step_to_end_of_nap()
+        assert bench.janitor.last_progress_at == bench.clock.now()
+        faulty.before = storage_is_away
+        await bench.clock.step_to_end_of_nap()
+    *pauses, normal, again = bench.clock.naps
+    for failure, pause in enumerate(pauses):
+        longest = min(500 * 2**failure, ROUND)
+        assert longest / 2 <= pause <= longest
+    assert ROUND / 2 <= normal <= ROUND
+    assert again <= 500
+    assert bench.value('relay_storage_errors_total{operation="prune"}') == 10
+    assert bench.lines.named("janitor.waiting")[0]["reason"] == "the disk is full"
+
+
+async def test_a_bug_on_the_way_to_storage_is_logged_and_the_loop_goes_on(storage: Storage) -> None:
+    faulty = Faulty(storage)
+
+    async def break_it(verb: str, *args: Any) -> None:
+        raise RuntimeError("a row that cannot be decoded")
+
+    faulty.before = break_it
+    bench = Bench(faulty)
+    async with running(bench.janitor):
+        await bench.clock.asleep()
+        [line] = bench.lines.named("janitor.failed")
+        assert str(line["exc"]) == "a row that cannot be decoded"
+        faulty.before = Faulty(storage).before
+        await bench.clock.step_to_end_of_nap()
+        assert bench.janitor.last_progress_at == bench.clock.now()
+
+
+async def test_it_stops_in_the_middle_of_a_rest(storage: Storage) -> None:
+    bench = Bench(storage)
+    async with running(bench.janitor) as stopping:
+        await bench.clock.asleep()
+        stopping.set()
+    assert bench.clock.now() == NOW
