@@ -8,7 +8,7 @@ The rule, for a schedule whose ticks up to `now` have not been dealt with:
   on time to stand for it; `none` skips them; `all` runs them, at most the latest hundred.
 - With overlap `skip` at most one tick is run, the latest, and none while an earlier run is unfinished.
 - Whatever is not run is recorded as skipped, with the reason. After a long absence only the tick at which it
-  began and the latest hundred are recorded, so that a year costs no more than two hours.
+  began and the latest ones are recorded, so that a year costs no more than half an hour.
 - The schedule goes on with the first tick after `now`. A clock that was set back therefore repeats nothing: the
   schedule waits until its next tick comes again.
 """
@@ -27,8 +27,8 @@ from relay.domain.publish import Draft, message_of
 ON_TIME_MS = 60_000
 #: What `all` runs at once at most.
 MAX_CATCH_UP_RUNS = 100
-#: Skips recorded at once at most.
-MAX_RECORDED_SKIPS = 100
+#: Skips recorded at once at most. Thousands of schedules may wake up together from the same absence.
+MAX_RECORDED_SKIPS = 25
 
 _MINUTE_MS = 60_000
 
@@ -107,7 +107,8 @@ def due_runs(schedule: Schedule, *, now: int, grace_ms: int, in_progress: bool) 
     if schedule.next_at is None or schedule.next_at > now:
         return Plan(next_at=schedule.next_at)
     cron = Cron.parse(schedule.cron)
-    due, next_at = _due_ticks(cron, schedule.next_at, now)
+    runs = MAX_CATCH_UP_RUNS if _catches_up_on_all(schedule) else 1
+    due, next_at = _due_ticks(cron, schedule.next_at, now, enough=runs + MAX_RECORDED_SKIPS)
     wanted = _wanted(schedule, due, now=now, grace_ms=grace_ms)
     overlapping = in_progress and schedule.overlap is Overlap.SKIP
     skips = [
@@ -135,10 +136,14 @@ def scheduled_message(schedule: Schedule, *, id: MessageId, now: int) -> Message
     return replace(message, dedup_key=None)
 
 
+def _catches_up_on_all(schedule: Schedule) -> bool:
+    return schedule.catch_up is CatchUp.ALL and schedule.overlap is Overlap.ALLOW
+
+
 def _wanted(schedule: Schedule, due: Sequence[int], *, now: int, grace_ms: int) -> Sequence[int]:
     """Of the due ticks, those that catching up asks to run, oldest first."""
     latest = due[-1]
-    if schedule.catch_up is CatchUp.ALL and schedule.overlap is Overlap.ALLOW:
+    if _catches_up_on_all(schedule):
         oldest_at = now - max(grace_ms, ON_TIME_MS)
         return [tick_at for tick_at in due[-MAX_CATCH_UP_RUNS:] if tick_at >= oldest_at]
     late_ms = now - latest
@@ -147,18 +152,16 @@ def _wanted(schedule: Schedule, due: Sequence[int], *, now: int, grace_ms: int) 
     return []
 
 
-def _due_ticks(cron: Cron, first: int, now: int) -> tuple[Sequence[int], int | None]:
-    """The ticks to decide about, oldest first, and the next one after `now`.
+def _due_ticks(cron: Cron, first: int, now: int, *, enough: int) -> tuple[Sequence[int], int | None]:
+    """The first and the latest `enough` of the ticks up to `now`, oldest first, and the next one after it.
 
     `first`, the tick that was announced, is due even if the cron would not name it today (time zone rules change).
-    Between it and the latest ones there is a gap when there are more than can be run and recorded.
     """
     second = cron.next_after(first)
     if second is None or second > now:
         return [first], second
-    enough = MAX_CATCH_UP_RUNS + MAX_RECORDED_SKIPS
     latest: list[int] = []
-    # Backwards in growing windows: a year of minutes must not be walked through to find the last two hundred.
+    # Backwards in growing windows: a year of minutes must not be walked through to find the last few.
     end, minutes = now, enough
     while end > first and len(latest) < enough:
         start = max(first, end - minutes * _MINUTE_MS)
