@@ -24,7 +24,7 @@ from relay.domain.tenant import Limits, Principal, Tenant
 from relay.ids import Ids
 from storage.protocol import ClaimTerms, Receipt, Storage
 from storage.sqlite import open_sqlite
-from tests.api.specification import Specification
+from tests.api.specification import ALIASES, Specification
 from tests.builders import OTHER_TENANT, TENANT
 
 TOKEN = "eyJVc2VySUQiOiJ0ZXN0cyJ9+/="
@@ -252,7 +252,7 @@ class Rig:
         assert isinstance(response.body, bytes)
         resource = request.match_info.route.resource
         path = "" if resource is None else resource.canonical
-        path = path.rstrip("/") if path != "/" else path
+        path = ALIASES.get(path, path.rstrip("/"))
         body, status = response.body, response.status
         if resource is None or path.removesuffix("/{rest}") in NOT_OFFERED:
             expected = (404, 405) if resource is None else (400,)
@@ -264,15 +264,19 @@ class Rig:
         )
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the server go on until the condition holds."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event of its own
+            await asyncio.sleep(0)
+
+
 def parsed(answer: bytes) -> Reply:
     """The one response of a connection that was closed after it."""
     head, _, body = answer.partition(b"\r\n\r\n")
     status_line, *lines = head.decode("latin-1").split("\r\n")
     headers = dict(line.split(": ", 1) for line in lines)
     return Reply(int(status_line.split()[1]), headers, body)
-
-
-Starts = Callable[..., Any]
 
 
 @asynccontextmanager

@@ -1,0 +1,347 @@
+"""Whatever comes over the wire: paths, methods, targets, bodies and things that are no HTTP at all."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from relay.api.app import NOT_OFFERED
+from relay.api.bodies import Bodies
+from tests.api.rig import TOKEN, Rig, parsed, running, until
+from tests.api.specification import Specification
+
+MIB = 1 << 20
+HEAD = b"POST /v2/publish/https://example.com HTTP/1.1\r\nHost: relay\r\nAuthorization: Bearer %b\r\n" % (
+    TOKEN.encode()
+)
+
+
+# --- targets
+
+
+@pytest.mark.parametrize(
+    ("target", "url"),
+    [
+        (b"https://example.com", "https://example.com"),
+        (b"https://example.com//a//b", "https://example.com//a//b"),
+        (b"https:/example.com/x", "https://example.com/x"),
+        (b"https%3A%2F%2Fexample.com%2Fa%3Fb%3Dc", "https://example.com/a?b=c"),
+        (b"https://example.com/a%2Fb%20c", "https://example.com/a%2Fb%20c"),
+        (b"https://example.com/?q=1?2&r=%26&r", "https://example.com/?q=1?2&r=%26&r"),
+        (
+            b"https://example.com/?u=https://other.example//x",
+            "https://example.com/?u=https://other.example//x",
+        ),
+        (b"https://example.com/a/../b/./c", "https://example.com/a/../b/./c"),
+        (b"https://example.com/x#fragment", "https://example.com/x"),
+        (b"HTTPS://Example.COM/X", "https://Example.COM/X"),
+        (b"https://example.com/%E2%98%83", "https://example.com/%E2%98%83"),
+        (b"https%3A//b%C3%BCcher.example/", "https://xn--bcher-kva.example/"),
+        (b"https://example.com/%0A%00", "https://example.com/%0A%00"),
+        (b"https://example.com/?", "https://example.com/?"),
+        (b"https://example.com/?&&", "https://example.com/?&&"),
+        (b"http://[::1]:8080/", "http://[::1]:8080/"),
+        (b"http://user:secret@example.com/", "http://user:secret@example.com/"),
+        (b"http://example.com/%zz%", "http://example.com/%zz%"),
+    ],
+)
+async def test_a_destination_is_taken_as_it_came(rig: Rig, target: bytes, url: str) -> None:
+    reply = await rig.raw_call("POST", b"/v2/publish/" + target)
+    assert (reply.status, reply.json.get("url")) == (200, url)
+    assert (await rig.show(reply.json["messageId"]))["url"] == url
+
+
+async def test_the_absolute_form_of_a_target_is_understood(rig: Rig) -> None:
+    reply = await rig.raw_call("POST", b"http://relay:80/v2/publish/https://example.com/abs")
+    assert reply.json["url"] == "https://example.com/abs"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"/v2/%70ublish/https://example.com",
+        b"/v2/publish/../keys",
+        b"/v2/publish/http://[::1",
+        b"/v2/publish/http://example.com:99999/",
+        b"/v2/publish/%ff%fe",
+        b"/v2/publish/https://example.com/?upstash-retries=%ff",
+        b"/v2/publish/https://example.com/\xc3\xa9",
+        b"/v2/publish/https://example.com/\xff",
+        b"/v2/publish/https://example.com/a b",
+        b"/v2/publish/https://example.com/a\tb",
+        b"/v2/publish/https://example.com/a\x00b",
+        b"*",
+        b"relay:443",
+        b"http://[::1/v2/keys",
+    ],
+)
+async def test_a_target_that_makes_no_sense_is_a_bad_request(rig: Rig, target: bytes) -> None:
+    reply = await rig.raw_call("POST", target)
+    assert reply.status == 400
+    assert reply.error
+    assert rig.publisher.calls == []
+
+
+async def test_a_very_long_destination_is_refused_by_its_name(rig: Rig) -> None:
+    reply = await rig.raw_call("POST", b"/v2/publish/https://example.com/" + b"a" * 9_000)
+    assert reply.status == 400
+    assert "destination" in reply.error
+
+
+async def test_a_line_longer_than_any_destination_is_a_bad_request(rig: Rig) -> None:
+    reply = await rig.raw_call("POST", b"/v2/publish/https://example.com/" + b"a" * 40_000)
+    assert reply.status == 400
+    assert len(reply.error) < 300
+
+
+# --- paths and methods
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/v2", "/v2/", "/v1/publish/x", "/v2//messages", "/v2/nothing", "/favicon.ico", "/v2%2Fkeys"],
+)
+@pytest.mark.parametrize("token", [TOKEN, None])
+async def test_an_unknown_path_is_not_found(rig: Rig, path: str, token: str | None) -> None:
+    reply = await rig.call("GET", path, token=token)
+    assert reply.status == 404
+    assert reply.error.endswith("not found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("GET", "/v2/publish/https://example.com", "POST"),
+        ("GET", "/v2/messages", "DELETE"),
+        ("PUT", "/v2/messages/msg_1", "DELETE, GET"),
+        ("HEAD", "/v2/keys", "GET"),
+        ("OPTIONS", "/v2/dlq/retry", "DELETE, GET, POST"),
+        ("POST", "/healthz", "GET"),
+        ("PATCH", "/v2/schedules/some-id", "DELETE, GET, POST"),
+        ("TRACE", "/v2/batch", "POST"),
+        ("DELETE", "/v2/schedules/", "GET, POST"),
+    ],
+)
+async def test_another_method_is_refused_with_those_that_are_allowed(
+    rig: Rig, method: str, path: str, allow: str
+) -> None:
+    reply = await rig.call(method, path)
+    assert reply.status == 405
+    assert reply.headers["Allow"] == allow
+
+
+@pytest.mark.parametrize("path", NOT_OFFERED)
+@pytest.mark.parametrize("method", ["GET", "POST", "PATCH", "DELETE"])
+async def test_what_this_version_does_not_have_says_so(rig: Rig, method: str, path: str) -> None:
+    for target in (path, f"{path}/", f"{path}/some-name/https://example.com//x?y=z"):
+        reply = await rig.call(method, target)
+        assert reply.status == 400
+        assert reply.error == f"{path} is not offered by this version"
+
+
+async def test_a_trailing_slash_names_the_same_collection(rig: Rig) -> None:
+    for path in ("/v2/keys", "/v2/dlq", "/v2/events", "/v2/logs", "/v2/schedules"):
+        plain, slashed = await rig.call("GET", path), await rig.call("GET", path + "/")
+        assert plain.status == 200
+        assert slashed == plain._replace(headers=slashed.headers)
+
+
+async def test_every_answer_has_a_request_id_of_its_own(rig: Rig) -> None:
+    replies = [
+        await rig.call("GET", "/v2/keys"),
+        await rig.call("GET", "/v2/keys", token=None),
+        await rig.call("GET", "/v2/nothing"),
+        await rig.call("PUT", "/v2/keys"),
+        await rig.call("GET", "/v2/queues"),
+        await rig.call("GET", "/healthz"),
+    ]
+    ids = [reply.headers["X-Request-Id"] for reply in replies]
+    assert len(set(ids)) == len(ids)
+    assert all(request_id.startswith("req_") for request_id in ids)
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        b"\x16\x03\x01\x02\x00",
+        b"BREW /v2/batch HTTP/1.1\r\n\r\n",
+        b"hello\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+    ],
+)
+async def test_what_is_not_http_is_answered_and_logged_nowhere(
+    rig: Rig, caplog: pytest.LogCaptureFixture, request_line: bytes
+) -> None:
+    reply = parsed(await rig.raw(request_line + b"\r\n\r\n"))
+    assert reply.status == 400
+    assert reply.headers["Content-Type"] == "application/json"
+    assert reply.error.startswith("not a valid HTTP request")
+    assert rig.log.lines == []
+    assert caplog.records == []
+
+
+async def test_header_bytes_that_are_not_utf8_are_carried_along(rig: Rig) -> None:
+    reply = await rig.raw_call(
+        "POST",
+        b"/v2/publish/https://example.com",
+        headers=[(b"Upstash-Forward-X", b"caf\xe9"), (b"User-Agent", b"\xff")],
+    )
+    assert reply.status == 200
+    assert (await rig.show(reply.json["messageId"]))["header"] == {"X": ["caf\ufffd"]}
+
+
+async def test_header_bytes_that_are_not_utf8_are_no_setting(rig: Rig) -> None:
+    reply = await rig.raw_call(
+        "POST", b"/v2/publish/https://example.com", headers=[(b"Upstash-Delay", b"\xff\xfe")]
+    )
+    assert reply.status == 400
+    assert "Upstash-Delay" in reply.error
+
+
+# --- bodies
+
+
+async def in_chunks(size: int, piece: bytes = b"x" * 65_536) -> AsyncIterator[bytes]:
+    while size > 0:
+        yield piece[:size]
+        size -= len(piece)
+
+
+async def test_a_body_may_be_as_long_as_the_limit(rig: Rig) -> None:
+    assert (await rig.call("POST", "/v2/publish/https://example.com", body=b"x" * MIB)).status == 200
+    chunked = await rig.call("POST", "/v2/publish/https://example.com", body=in_chunks(MIB))
+    assert chunked.status == 200
+    assert len((await rig.show(chunked.json["messageId"]))["body"]) == MIB
+
+
+async def test_an_empty_chunked_body_is_an_empty_body(rig: Rig) -> None:
+    reply = await rig.call("POST", "/v2/publish/https://example.com", body=in_chunks(0))
+    assert "body" not in await rig.show(reply.json["messageId"])
+
+
+async def test_a_longer_body_is_refused_and_the_connection_lives(rig: Rig) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    for declared in (b"Content-Length: %d\r\n\r\n" % (MIB + 1), b"Transfer-Encoding: chunked\r\n\r\n"):
+        writer.write(HEAD + declared)
+        if b"chunked" in declared:
+            writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (MIB + 1, b"x" * (MIB + 1)))
+        else:
+            writer.write(b"x" * (MIB + 1))
+        status, _ = await next_answer(reader)
+        assert status == 413
+    writer.write(HEAD + b"Content-Length: 2\r\n\r\nok")
+    status, _ = await next_answer(reader)
+    assert status == 200
+    writer.close()
+    assert rig.services.bodies.held_bytes == 0
+
+
+async def test_a_body_without_end_is_refused_at_the_limit(rig: Rig) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    writer.write(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+    for _ in range(20):
+        writer.write(b"10000\r\n%b\r\n" % (b"x" * 65_536))
+    status, body = await next_answer(reader)
+    assert status == 413
+    assert b"limit of 1048576 bytes" in body
+    writer.close()
+
+
+async def test_a_client_that_leaves_in_the_middle_of_a_body_leaves_nothing(rig: Rig) -> None:
+    for declared in (b"Content-Length: 100\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n5\r\nab"):
+        _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        writer.write(HEAD + declared)
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+    assert (await rig.call("GET", "/v2/keys")).status == 200
+    assert rig.publisher.calls == []
+    assert rig.log.lines == []
+
+
+async def test_a_broken_chunk_is_a_bad_request(rig: Rig) -> None:
+    answer = await rig.raw(HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab\r\nzzz\r\n\r\n")
+    assert parsed(answer).status in (400, 408)
+    assert rig.publisher.calls == []
+    assert rig.log.lines == []
+
+
+async def test_a_sender_who_falls_silent_is_given_up(tmp_path: Path, specification: Specification) -> None:
+    async with running(
+        tmp_path / "relay.db", specification, bodies=Bodies(idle_s=0.05), max_closing_s=0
+    ) as rig:
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        writer.write(HEAD + b"Content-Length: 100\r\n\r\nabc")
+        status, _ = await next_answer(reader)
+        assert status == 408
+        writer.close()
+        assert rig.services.bodies.held_bytes == 0
+
+
+async def test_bodies_beyond_the_common_budget_are_turned_away(
+    tmp_path: Path, specification: Specification
+) -> None:
+    async with running(tmp_path / "relay.db", specification, bodies=Bodies(budget_bytes=100)) as rig:
+        _, first = await asyncio.open_connection("127.0.0.1", rig.port)
+        first.write(HEAD + b"Content-Length: 100\r\n\r\n" + b"x" * 60)
+        await until(lambda: rig.services.bodies.held_bytes == 60)
+        refused = await rig.call("POST", "/v2/publish/https://example.com", body=b"x" * 41)
+        assert refused.status == 503
+        assert refused.headers["Retry-After"] == "1"
+        accepted = await rig.call("POST", "/v2/publish/https://example.com", body=b"x" * 40)
+        assert accepted.status == 200
+        first.close()
+        await until(lambda: rig.services.bodies.held_bytes == 0)
+        assert (await rig.call("POST", "/v2/publish/https://example.com", body=b"x" * 100)).status == 200
+
+
+@pytest.mark.parametrize("expect", [b"100-continue", b"100-Continue"])
+async def test_a_client_that_asks_is_told_to_go_on(rig: Rig, expect: bytes) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    writer.write(HEAD + b"Expect: %b\r\nContent-Length: 5\r\n\r\n" % expect)
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(b"hello")
+    status, _ = await next_answer(reader)
+    assert status == 200
+    writer.close()
+
+
+async def test_a_body_that_will_be_refused_is_not_asked_for(rig: Rig) -> None:
+    too_long = HEAD + b"Connection: close\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % (MIB + 1)
+    for request, expected in (
+        (too_long, 413),
+        (too_long.replace(TOKEN.encode(), b"unknown"), 401),
+        (too_long.replace(b"/v2/publish/", b"/v2/enqueue/q/"), 400),
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        writer.write(request)
+        status, _ = await next_answer(reader)
+        assert status == expected
+        writer.close()
+
+
+async def test_an_expectation_nobody_knows_is_passed_over(rig: Rig) -> None:
+    reply = await rig.raw_call(
+        "POST", b"/v2/publish/https://example.com", headers=[(b"Expect", b"the unexpected")], body=b"a"
+    )
+    assert reply.status == 200
+
+
+async def test_an_upgrade_is_not_taken_up(rig: Rig) -> None:
+    reply = await rig.raw_call(
+        "GET", b"/v2/keys", headers=[(b"Upgrade", b"websocket"), (b"Connection", b"upgrade")]
+    )
+    assert reply.status == 200
+
+
+async def next_answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """Status and body of one response on a connection that stays open."""
+    async with asyncio.timeout(20):
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next(
+            int(line.partition(b":")[2])
+            for line in head.split(b"\r\n")
+            if line.lower().startswith(b"content-length:")
+        )
+        return int(head.split()[1]), await reader.readexactly(length)
