@@ -1,0 +1,64 @@
+"""Every backend, one contract: each test of this directory that asks for `storage` runs against all of them."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from storage.protocol import Storage
+from storage.sqlite import open_sqlite
+
+#: Opens one database, and the same one again after it was closed.
+Open = Callable[[], Awaitable[Storage]]
+
+
+def _sqlite(directory: Path) -> Open:
+    return partial(open_sqlite, f"sqlite:///{directory}/relay.db")
+
+
+#: From an empty directory to the way to open a fresh database that belongs to it.
+BACKENDS: dict[str, Callable[[Path], Open]] = {"sqlite": _sqlite}
+
+
+@pytest.fixture(params=list(BACKENDS))
+def open_storage(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
+    """Opens this test's database."""
+    return BACKENDS[request.param](tmp_path)
+
+
+class Opened:
+    """The database of a test, which can be closed and opened again."""
+
+    def __init__(self, open_storage: Open) -> None:
+        self._open = open_storage
+        self._storage: Storage | None = None
+
+    async def open(self) -> Storage:
+        await self.close()
+        self._storage = await self._open()
+        return self._storage
+
+    async def close(self) -> None:
+        if self._storage is not None:
+            await self._storage.close()
+            self._storage = None
+
+
+@pytest.fixture
+async def opened(open_storage: Open) -> AsyncIterator[Opened]:
+    opened = Opened(open_storage)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def storage(opened: Opened) -> Storage:
+    """An empty database."""
+    return await opened.open()
+
+
+@pytest.fixture
+def reopen(opened: Opened) -> Callable[[], Awaitable[Storage]]:
+    """Close `storage` and open its database again."""
+    return opened.open

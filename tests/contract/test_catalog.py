@@ -1,0 +1,88 @@
+"""Tenants, tokens and settings."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from relay.domain.tenant import Principal, Tenant
+from storage.protocol import Storage
+from tests.builders import NOW, OTHER_TENANT, TENANT
+
+HASH, OTHER_HASH, THIRD_HASH = b"h" * 32, b"o" * 32, b"\x00" * 32
+
+
+def a_tenant(user_id: str = "user") -> Tenant:
+    return Tenant(id=TENANT, user_id=user_id, current_key="sig_1", next_key="sig_2")
+
+
+async def test_a_token_speaks_for_whom_it_was_put(storage: Storage) -> None:
+    assert await storage.principal(HASH) is None
+    await storage.put_token(HASH, Principal(tenant=TENANT), now=NOW)
+    await storage.put_token(OTHER_HASH, Principal(tenant=OTHER_TENANT, read_only=True), now=NOW)
+    assert await storage.principal(HASH) == Principal(tenant=TENANT)
+    assert await storage.principal(OTHER_HASH) == Principal(tenant=OTHER_TENANT, read_only=True)
+
+
+async def test_putting_a_token_again_replaces_whom_it_speaks_for(storage: Storage) -> None:
+    await storage.put_token(HASH, Principal(tenant=TENANT), now=NOW)
+    await storage.put_token(HASH, Principal(tenant=OTHER_TENANT, read_only=True), now=NOW)
+    assert await storage.principal(HASH) == Principal(tenant=OTHER_TENANT, read_only=True)
+
+
+async def test_tokens_of_one_kind_and_tenant_are_deleted_but_for_the_kept_one(storage: Storage) -> None:
+    full, reader = Principal(tenant=TENANT), Principal(tenant=TENANT, read_only=True)
+    theirs = Principal(tenant=OTHER_TENANT)
+    await storage.put_token(HASH, full, now=NOW)
+    await storage.put_token(OTHER_HASH, full, now=NOW)
+    await storage.put_token(THIRD_HASH, reader, now=NOW)
+    await storage.put_token(b"t" * 32, theirs, now=NOW)
+    assert await storage.delete_tokens(TENANT, read_only=False, keep=HASH) == 1
+    assert await storage.principal(OTHER_HASH) is None
+    assert await storage.principal(HASH) == full
+    assert await storage.delete_tokens(TENANT, read_only=False, keep=None) == 1
+    assert await storage.delete_tokens(TENANT, read_only=False, keep=None) == 0
+    assert await storage.principal(THIRD_HASH) == reader
+    assert await storage.principal(b"t" * 32) == theirs
+
+
+async def test_a_tenant_is_created_and_replaced(storage: Storage) -> None:
+    assert await storage.tenant(TENANT) is None
+    assert list(await storage.tenants()) == []
+    await storage.put_tenant(a_tenant(), now=NOW)
+    other = Tenant(id=OTHER_TENANT, user_id="other", current_key="a", next_key="b")
+    await storage.put_tenant(other, now=NOW)
+    await storage.put_tenant(a_tenant("renamed"), now=NOW)
+    assert await storage.tenant(TENANT) == a_tenant("renamed")
+    assert await storage.tenants() == [a_tenant("renamed"), other]
+
+
+async def test_a_rotation_moves_the_next_key_up(storage: Storage) -> None:
+    assert await storage.rotate_keys(TENANT, fresh="sig_3") is None
+    await storage.put_tenant(a_tenant(), now=NOW)
+    rotated = await storage.rotate_keys(TENANT, fresh="sig_3")
+    assert rotated == Tenant(id=TENANT, user_id="user", current_key="sig_2", next_key="sig_3")
+    assert await storage.tenant(TENANT) == rotated
+
+
+async def test_two_simultaneous_rotations_are_two_rotations(storage: Storage) -> None:
+    await storage.put_tenant(a_tenant(), now=NOW)
+    await asyncio.gather(*(storage.rotate_keys(TENANT, fresh=f"fresh_{n}") for n in range(2)))
+    tenant = await storage.tenant(TENANT)
+    assert tenant is not None
+    assert {tenant.current_key, tenant.next_key} == {"fresh_0", "fresh_1"}
+
+
+async def test_settings_are_kept_and_replaced(
+    storage: Storage, reopen: Callable[[], Awaitable[Storage]]
+) -> None:
+    assert await storage.setting("name") is None
+    await storage.put_setting("name", "one")
+    await storage.put_setting("name", "two")
+    assert await storage.setting("name") == "two"
+    assert await (await reopen()).setting("name") == "two"
+
+
+async def test_a_ping_is_a_commit_and_leaves_no_trace_for_others(storage: Storage) -> None:
+    await storage.ping()
+    await storage.ping()
+    assert list(await storage.tenants()) == []
+    assert (await storage.stats()).live == 0
