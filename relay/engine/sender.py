@@ -187,6 +187,7 @@ class _Lane(asyncio.Protocol):
         self._timer: asyncio.TimerHandle
         self._timeout_ms = 0
         self._head_bytes = 0
+        self._body_bytes = 0
         self._payload: StreamReader = EMPTY_PAYLOAD
         self._chunks = bytearray()
         #: Something happened that no further request may follow.
@@ -205,6 +206,7 @@ class _Lane(asyncio.Protocol):
         self._exchanges += 1
         self._timeout_ms = timeout_ms
         self._head_bytes = 0
+        self._body_bytes = 0
         self.message = None
         self.error = None
         waiter = self._waiter = self._loop.create_future()
@@ -330,12 +332,18 @@ class _Lane(asyncio.Protocol):
                 return
         payload = self._payload
         if data:
-            if payload.is_eof():
+            if payload.is_eof() or self._parser.feed_data(data)[0]:
                 self._spent = True
-            else:
-                self._parser.feed_data(data)
+            self._body_bytes += len(data)
         chunk = payload.read_nowait()
         if payload.is_eof():
+            # Bytes behind the answer would be taken for the beginning of the next one.
+            if (
+                not data.endswith(b"\r\n\r\n")
+                if self.message.chunked
+                else self._body_bytes != payload.total_bytes
+            ):
+                self._spent = True
             if self._chunks:
                 self._chunks += chunk
                 chunk = self._kept()
@@ -540,7 +548,8 @@ def _reason(failure: OSError) -> str:
     if failure.errno is not None and failure.errno > 0:
         return os.strerror(failure.errno).lower()
     text = failure.strerror or str(failure)
-    return _first_line(re.sub(r"\[Errno [^\]]*\] ", "", text.removeprefix("Multiple exceptions: ")))
+    text = _first_line(re.sub(r"\[Errno [^\]]*\] ", "", text.removeprefix("Multiple exceptions: ")))
+    return text or "it was closed during the handshake"
 
 
 def _first_line(text: str) -> str:
