@@ -161,7 +161,10 @@ class Relay:
             trusted_proxies=config.trusted_proxies,
         )
         self._runner = ApiRunner(
-            build_app(services), handle_signals=False, shutdown_timeout=config.shutdown_timeout_ms / 1000
+            build_app(services),
+            services=services,
+            handle_signals=False,
+            shutdown_timeout=config.shutdown_timeout_ms / 1000,
         )
 
     @property

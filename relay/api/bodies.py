@@ -21,7 +21,7 @@ class Bodies:
 
     def __init__(self, *, budget_bytes: int = 512 << 20, idle_s: float = 30) -> None:
         self._budget_bytes = budget_bytes
-        self._idle_s = idle_s
+        self.idle_s = idle_s
         self.held_bytes = 0
 
     async def read(self, request: web.Request, limit: int, what: str) -> bytes:
@@ -60,9 +60,9 @@ class Bodies:
 
     async def _next_chunk(self, request: web.Request) -> bytes:
         try:
-            async with asyncio.timeout(self._idle_s):
+            async with asyncio.timeout(self.idle_s):
                 return await request.content.readany()
         except TimeoutError:
-            raise Stalled(f"no more of the body came within {self._idle_s:g} s") from None
+            raise Stalled(f"no more of the body came within {self.idle_s:g} s") from None
         except (ConnectionError, web.RequestPayloadError) as error:
             raise Stalled(f"the body ended early: {error}") from None

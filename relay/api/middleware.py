@@ -20,16 +20,27 @@ def response_of(answer: Answer) -> web.Response:
     return response
 
 
+def request_id(services: Services) -> str:
+    """A new request's id, told to the client and named in the log."""
+    return text_of("req_", services.ids.next(services.clock.now()))
+
+
+def answer_to(services: Services, error: Exception, id: str, method: str) -> Answer:
+    """What to say about an error. One that is not a `RelayError` is ours: a 500, logged under the request's id."""
+    if isinstance(error, RelayError):
+        return answer_of(error)
+    services.log.error("request.failed", exc=error, request_id=id, method=method)
+    return error_answer(500, f"internal error, see the log for {id}")
+
+
 def guard(services: Services) -> Middleware:
     """The middleware of this app. What it does not know is a 500, logged under the request's id."""
 
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
-        request_id = text_of("req_", services.ids.next(services.clock.now()))
+        id = request_id(services)
         try:
             response = await handler(request)
-        except RelayError as error:
-            response = response_of(answer_of(error))
         except web.HTTPMethodNotAllowed as refused:
             response = response_of(_method_not_allowed(request.method, refused.allowed_methods))
         except web.HTTPNotFound:
@@ -37,12 +48,11 @@ def guard(services: Services) -> Middleware:
         except Stalled as stalled:
             response = response_of(error_answer(408, str(stalled)))
             response.force_close()
-        except Exception as bug:
-            services.log.error("request.failed", exc=bug, request_id=request_id, method=request.method)
-            response = response_of(error_answer(500, f"internal error, see the log for {request_id}"))
+        except Exception as error:
+            response = response_of(answer_to(services, error, id, request.method))
         finally:
             services.bodies.release(request)
-        response.headers[REQUEST_ID_HEADER] = request_id
+        response.headers[REQUEST_ID_HEADER] = id
         return response
 
     return guarded

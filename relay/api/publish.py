@@ -19,7 +19,8 @@ from relay.wire.headers import parse_draft
 from relay.wire.json import receipt_json
 from relay.wire.target import parse_destination, split_target
 
-_PREFIX = "/v2/publish/"
+#: What stands before the destination in the raw request target.
+PREFIX = "/v2/publish/"
 _CRON = "upstash-cron"
 
 #: Items of one batch: as many as are read in a fraction of a second.
@@ -59,7 +60,7 @@ async def publish(
     may write, as `Caller.require_write` says. Raises `RelayError`.
     """
     headers = tuple(headers)
-    target = split_target(raw_target, _PREFIX)
+    target = split_target(raw_target, PREFIX)
     caller_ip = caller_address(services, peer_ip, headers)
     if any(name.lower() == _CRON for name, _ in (*headers, *target.config)):
         return await put_schedule(services, caller, target, headers, body, caller_ip)
