@@ -90,7 +90,10 @@ class Run(Struct, frozen=True, kw_only=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """What to do about a schedule now: ticks to run and skips to record, oldest first, and its next tick."""
+    """What to do about a schedule now: ticks to run and skips to record, oldest first, and its next tick.
+
+    No skip is later than a tick to run.
+    """
 
     ticks: tuple[int, ...] = ()
     skips: tuple[Run, ...] = ()

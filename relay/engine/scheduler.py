@@ -133,7 +133,7 @@ class Scheduler:
         try:
             plan = due_runs(schedule, now=now, grace_ms=self._grace_ms, in_progress=due.in_progress)
             next_at = plan.next_at
-            runs = list(plan.skips)
+            runs = list(plan.skips)  # all of them older than any tick to run
             messages = []
             for tick_at in plan.ticks:
                 message = scheduled_message(schedule, id=MessageId(self._ids.next(now)), now=now)
@@ -141,7 +141,6 @@ class Scheduler:
                 runs.append(
                     Run(tick_at=tick_at, fired_at=now, outcome=RunOutcome.FIRED, message_ids=(message.id,))
                 )
-            runs.sort(key=lambda run: run.tick_at)
             return Firing(
                 schedule=schedule,
                 runs=tuple(runs),

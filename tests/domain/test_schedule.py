@@ -127,6 +127,11 @@ def test_a_tick_on_time_stands_for_the_missed_ones_before_it() -> None:
     assert skipped(plan) == [NOON, NOON + HOUR]
 
 
+def test_of_two_ticks_the_one_that_is_due_this_very_moment_is_run() -> None:
+    plan = due(a_schedule(), NOON + MINUTE)
+    assert (plan.ticks, skipped(plan), plan.next_at) == ((NOON + MINUTE,), [NOON], NOON + 2 * MINUTE)
+
+
 def test_a_tick_missed_by_exactly_the_grace_period_is_caught_up_on_and_an_older_one_is_not() -> None:
     daily = a_schedule(cron="0 12 * * *")
     assert due(daily, NOON + HOUR, grace_ms=HOUR).ticks == (NOON,)
@@ -301,6 +306,8 @@ def test_whatever_the_downtime_and_the_clock_each_tick_is_run_once_or_its_skip_i
         assert list(plan.ticks) == ([] if overlapping else expected)
         skips = [run.tick_at for run in plan.skips]
         assert skipped(plan, RunOutcome.SKIPPED_OVERLAP) == (expected if overlapping else [])
+
+        assert not (plan.ticks and skips) or skips[-1] < plan.ticks[0]
 
         looked_at = {*plan.ticks, *skips}
         assert len(looked_at) == len(plan.ticks) + len(skips)

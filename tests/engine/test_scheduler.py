@@ -519,6 +519,8 @@ async def test_one_firing_that_storage_did_not_take_is_repeated_and_the_others_a
         await bench.clock.step_to_end_of_nap()
         assert [await fired(storage, id) for id in ids] == [[FIRST]] * 3
         assert await live(storage) == 3
+    assert bench.clock.naps[0] <= 100
+    assert bench.counted('relay_storage_errors_total{operation="schedules"} 1.0')
 
 
 async def test_a_bug_on_the_way_to_storage_is_logged_and_the_loop_goes_on(storage: Storage) -> None:
