@@ -18,6 +18,7 @@ from relay.domain.message import (
     FlowControl,
     Headers,
     Message,
+    Origin,
     Redaction,
 )
 from relay.domain.selection import Order
@@ -50,7 +51,7 @@ def receipt_json(receipt: Receipt, url: str) -> Json:
 
 def message_json(message: Message) -> Json:
     redaction = message.redaction or _NO_REDACTION
-    request, origin = message.request, message.origin
+    request = message.request
     shown: Json = {
         "messageId": message_id_text(message.id),
         "url": request.url,
@@ -61,11 +62,8 @@ def message_json(message: Message) -> Json:
         "createdAt": message.created_at,
     }
     _put_body(shown, request.body, redaction)
-    _put(shown, "topicName", origin.url_group)
-    _put(shown, "endpointName", origin.endpoint)
-    _put(shown, "queueName", origin.queue)
-    _put(shown, "scheduleId", origin.schedule_id)
-    _put(shown, "callerIP", origin.caller_ip)
+    _put_origin(shown, message.origin)
+    _put(shown, "callerIP", message.origin.caller_ip)
     _put(shown, "retryDelayExpression", message.retry.delay)
     _put_callback(shown, "callback", "callbackHeader", message.callback, redaction)
     _put_callback(shown, "failureCallback", "failureCallbackHeader", message.failure_callback, redaction)
@@ -213,7 +211,7 @@ def _event_json(event: Event) -> Json:
     """What every entry of a row says about its message."""
     message = event.message
     redaction = message.redaction or _NO_REDACTION
-    request, origin = message.request, message.origin
+    request = message.request
     shown: Json = {
         "messageId": message_id_text(message.id),
         "url": request.url,
@@ -224,10 +222,7 @@ def _event_json(event: Event) -> Json:
     if request.body:
         shown["body"] = _redacted(request.body) if redaction.body else _base64(request.body)
     _put(shown, "timeout", request.timeout_ms)
-    _put(shown, "topicName", origin.url_group)
-    _put(shown, "endpointName", origin.endpoint)
-    _put(shown, "queueName", origin.queue)
-    _put(shown, "scheduleId", origin.schedule_id)
+    _put_origin(shown, message.origin)
     # The documentation has the long name, the Python SDK reads the short one.
     _put(shown, "retryDelayExpression", message.retry.delay)
     _put(shown, "retryDelayExpr", message.retry.delay)
@@ -245,6 +240,13 @@ def _put(shown: Json, key: str, value: object) -> None:
     """Set the key unless the value says nothing."""
     if value:
         shown[key] = value
+
+
+def _put_origin(shown: Json, origin: Origin) -> None:
+    _put(shown, "topicName", origin.url_group)
+    _put(shown, "endpointName", origin.endpoint)
+    _put(shown, "queueName", origin.queue)
+    _put(shown, "scheduleId", origin.schedule_id)
 
 
 def _put_body(shown: Json, body: bytes, redaction: Redaction) -> None:
