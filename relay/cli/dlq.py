@@ -20,6 +20,7 @@ from relay.cli.options import (
     selected,
 )
 from relay.cli.outcome import INTERRUPTED, NOT_FOUND, OK, Failure
+from relay.cli.output import Output
 from relay.cli.shell import Shell
 from relay.cli.show import answered, show_dead_letter
 
@@ -83,10 +84,18 @@ def _get(args: argparse.Namespace, shell: Shell) -> int:
             document = relay.get(f"/v2/dlq/{segment(id)}")
             if documents:
                 output.line("")
-            show_dead_letter(output, document)
+            show_dead_letter(output, document, _error_of(document, relay, output))
             documents.append(document)
 
         return each(args.ids, get, output, lambda missing: documents)
+
+
+def _error_of(letter: Document, relay: Relay, output: Output) -> str:
+    """What the log says of its last attempt: a dead letter itself only has an answer, or none."""
+    if output.as_json:
+        return ""
+    query = [("messageId", letter["messageId"]), ("state", "ERROR"), ("count", "1")]
+    return "".join(entry.get("error", "") for entry in relay.get("/v2/events", query).objects("events"))
 
 
 def _retry(args: argparse.Namespace, shell: Shell) -> int:
@@ -112,7 +121,7 @@ def _retry(args: argparse.Namespace, shell: Shell) -> int:
         if not _agreed("Send {} again?", selection, args, shell, relay):
             return INTERRUPTED
         try:
-            _in_bites("POST", "/v2/dlq/retry", selection, args.count, shell, relay, retried)
+            _in_bites("POST", "/v2/dlq/retry", selection, args.count, relay, retried)
         finally:
             output.document({"responses": responses, "notFound": []})
             output.line(f"{len(responses)} sent again")
@@ -141,7 +150,7 @@ def _delete(args: argparse.Namespace, shell: Shell) -> int:
         if not _agreed("Delete {}?", selection, args, shell, relay):
             return INTERRUPTED
         try:
-            _in_bites("DELETE", "/v2/dlq", selection, args.count, shell, relay, deleted)
+            _in_bites("DELETE", "/v2/dlq", selection, args.count, relay, deleted)
         finally:
             output.document({"deleted": sum(deletions), "notFound": []})
             output.line(f"{sum(deletions)} deleted")
@@ -170,26 +179,31 @@ def _in_bites(
     path: str,
     selection: Fields,
     count: int | None,
-    shell: Shell,
     relay: Relay,
     handled: Callable[[Document], int],
 ) -> None:
     """As many requests as it takes, since the API handles a page of dead letters at a time.
 
-    `handled` takes each answer and says how many dead letters it was about. Only what had failed by the first
-    answer is touched: messages sent again may fail again meanwhile, and would keep this going for ever.
+    `handled` takes each answer and says how many dead letters it was about. Only what had failed before the first
+    request is touched: messages sent again may fail again meanwhile, and would keep this going for ever.
     """
-    fields = list(selection)
+    newest = relay.get("/v2/dlq", [*selection, ("order", "latestFirst"), ("count", "1")]).objects("messages")
+    if not newest:
+        return
+    bounded = [field for field in selection if field[0] != "toDate"] + [("toDate", _failed_at(newest[0]))]
     left = count
+    cursor = ""
     while True:
         size = PAGE if left is None else min(left, PAGE)
-        document = relay.call(method, path, query=[*fields, ("count", str(size))])
+        query = [*bounded, ("count", str(size))]
+        document = relay.call(method, path, query=[*query, ("cursor", cursor)] if cursor else query)
         number = handled(document)
         left = None if left is None else left - number
         cursor = document.get("cursor", "")
         if not cursor or left == 0:
             return
-        fields = [(name, value) for name, value in fields if name != "cursor"] + [("cursor", cursor)]
-        if not any(name == "toDate" for name, _ in fields):
-            # The relay's clock says whole seconds; this one is not over yet.
-            fields.append(("toDate", str((shell.now() if relay.at is None else relay.at) + 999)))
+
+
+def _failed_at(letter: Document) -> str:
+    """The instant in its id, `<Unix ms>-<number>`: nothing else of a dead letter tells when it failed."""
+    return str(letter["dlqId"]).partition("-")[0]

@@ -61,6 +61,9 @@ class Output:
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         if self.as_json:
             return
+        if not rows and self._terminal:
+            self.note("there are none")
+            return
         cells = [[printable(cell) for cell in row] for row in rows]
         if self._terminal:
             self._rich_table(columns, cells)

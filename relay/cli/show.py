@@ -20,7 +20,8 @@ def show_message(output: Output, message: Document) -> None:
     _show_body(output, "body", message, "body", "bodyBase64")
 
 
-def show_dead_letter(output: Output, letter: Document) -> None:
+def show_dead_letter(output: Output, letter: Document, error: str) -> None:
+    """`error` is what its last attempt died of, if that was no answer."""
     output.details(
         [
             ("dead letter", letter["dlqId"]),
@@ -29,6 +30,7 @@ def show_dead_letter(output: Output, letter: Document) -> None:
             ("published", output.moment(letter["createdAt"])),
             *_terms(letter),
             ("last answer", answered(letter["responseStatus"])),
+            ("last error", error),
             *_headers("answer header", letter.get("responseHeader")),
         ]
     )

@@ -28,6 +28,20 @@ class _Keyboard(io.BytesIO):
         return True
 
 
+class _Watched(io.StringIO):
+    """Interrupts the command, as a person would, when it has printed what the person was waiting for."""
+
+    def __init__(self, until: Callable[[str], bool]) -> None:
+        super().__init__()
+        self._until = until
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        if text.strip() and self._until(text):
+            raise KeyboardInterrupt
+        return written
+
+
 class Result(NamedTuple):
     code: int
     out: str
@@ -43,10 +57,15 @@ class Console:
         self.pause: Callable[[float], None] = lambda seconds: None
 
     def __call__(
-        self, *argv: str, stdin: bytes = b"", typed: bytes | None = None, terminal: bool = False
+        self,
+        *argv: str,
+        stdin: bytes = b"",
+        typed: bytes | None = None,
+        terminal: bool = False,
+        until: Callable[[str], bool] | None = None,
     ) -> Result:
-        """`typed`: what a person answers at a terminal, instead of `stdin`."""
-        stdout = _Terminal() if terminal else io.StringIO()
+        """`typed`: what a person answers at a terminal, instead of `stdin`. `until`: when to interrupt."""
+        stdout = _Terminal() if terminal else io.StringIO() if until is None else _Watched(until)
         stderr = io.StringIO()
         shell = Shell(
             environment=self.environment,

@@ -82,6 +82,11 @@ def test_a_table_for_a_pipe_is_aligned_and_whole(console: Console, server: Serve
     ]
 
 
+def test_an_empty_table_says_so_on_a_terminal(console: Console, server: Server) -> None:
+    server.says([])
+    assert console("schedules", "list", terminal=True) == (0, "", "relay: there are none\n")
+
+
 def test_a_table_on_a_terminal_loses_no_character_of_a_long_cell(console: Console, server: Server) -> None:
     url = "https://example.com/[bold]" + "x" * 300
     server.says({"messages": [a_letter(url=url)]})
@@ -158,9 +163,10 @@ def test_several_messages_for_programs_are_one_array(console: Console, server: S
 
 def test_a_dead_letter_is_shown_with_its_last_answer(console: Console, server: Server) -> None:
     body = b64encode(b"\xff\xfe").decode()
-    server.says(
-        a_letter(bodyBase64=body, responseHeader={"Server": ["x"]}, responseBody="out of order", timeout=30)
+    letter = a_letter(
+        bodyBase64=body, responseHeader={"Server": ["x"]}, responseBody="out of order", timeout=30
     )
+    server.says({**letter, "events": []})
     out = console("dlq", "get", "1800000000000-0").out
     assert "dead letter    1800000000000-0\n" in out
     assert "timeout        30 s\n" in out
@@ -170,9 +176,14 @@ def test_a_dead_letter_is_shown_with_its_last_answer(console: Console, server: S
     assert out.endswith("\nlast answer's body:\nout of order\n")
 
 
-def test_a_dead_letter_without_any_answer_says_none(console: Console, server: Server) -> None:
-    server.says(a_letter(responseStatus=0))
-    assert "last answer  none\n" in console("dlq", "get", "1800000000000-0").out
+def test_a_dead_letter_without_any_answer_says_why(console: Console, server: Server) -> None:
+    log = {"events": [an_entry(state="ERROR", error="refused the connection")]}
+    server.answer = lambda request: server.json(
+        log if "events" in request.path else a_letter(responseStatus=0)
+    )
+    out = console("dlq", "get", "1800000000000-0").out
+    assert "last answer  none\nlast error   refused the connection\n" in out
+    assert server.requests[1].query == [("messageId", "msg_1"), ("state", "ERROR"), ("count", "1")]
 
 
 def test_a_schedule_is_shown_with_its_runs(console: Console, server: Server) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.console import Console, Server
+from tests.cli.console import Answer, Console, Server
+from tests.cli.shapes import a_letter
 
 
 @pytest.fixture
@@ -349,40 +350,49 @@ def test_nothing_is_asked_when_there_is_no_dead_letter_to_act_on(console: Consol
     assert [request.method for request in server.requests] == ["GET"]
 
 
+def answering(server: Server, *answers: Answer) -> None:
+    """The newest dead letter to whoever asks for it, and `answers` to what is done with them."""
+    remaining = iter(answers)
+    newest = server.json({"messages": [a_letter(dlqId="1799999999999-5")], "cursor": "x"})
+    server.answer = lambda request: newest if request.method == "GET" else next(remaining)
+
+
 def test_a_bulk_retry_goes_page_by_page_and_never_beyond_what_had_failed_when_it_began(
     console: Console, server: Server
 ) -> None:
-    pages = iter(
-        [
-            {"responses": [{"messageId": "msg_1"}] * 100, "cursor": "c"},
-            {"responses": [{"messageId": "msg_2"}]},
-        ]
-    )
-    server.answer = lambda request: server.json(next(pages), 201)
-    server.now = lambda: 1_800_000_123_456
+    first = {"responses": [{"messageId": "msg_1"}] * 100, "cursor": "c"}
+    answering(server, server.json(first, 201), server.json({"responses": [{"messageId": "msg_2"}]}, 201))
     assert console("dlq", "retry", "--label", "x", "--yes") == (0, "101 sent again\n", "")
     assert [request.query for request in server.requests] == [
-        [("label", "x"), ("count", "100")],
-        [("label", "x"), ("cursor", "c"), ("toDate", "1800000123999"), ("count", "100")],
+        [("label", "x"), ("order", "latestFirst"), ("count", "1")],
+        [("label", "x"), ("toDate", "1799999999999"), ("count", "100")],
+        [("label", "x"), ("toDate", "1799999999999"), ("count", "100"), ("cursor", "c")],
     ]
 
 
-def test_a_bulk_delete_stops_at_its_count_and_keeps_a_given_bound(console: Console, server: Server) -> None:
-    pages = iter([{"deleted": 100, "cursor": "c"}, {"deleted": 20, "cursor": "d"}])
-    server.answer = lambda request: server.json(next(pages))
+def test_a_bulk_delete_stops_at_its_count(console: Console, server: Server) -> None:
+    answering(
+        server, server.json({"deleted": 100, "cursor": "c"}), server.json({"deleted": 20, "cursor": "d"})
+    )
     result = console("dlq", "delete", "--before", "1d", "--count", "120", "--yes", "--json")
     assert json.loads(result.out) == {"deleted": 120, "notFound": []}
     assert [request.query for request in server.requests] == [
-        [("toDate", "1799913600000"), ("count", "100")],
-        [("toDate", "1799913600000"), ("cursor", "c"), ("count", "20")],
+        [("toDate", "1799913600000"), ("order", "latestFirst"), ("count", "1")],
+        [("toDate", "1799999999999"), ("count", "100")],
+        [("toDate", "1799999999999"), ("count", "20"), ("cursor", "c")],
     ]
 
 
+def test_a_bulk_command_that_finds_nothing_changes_nothing(console: Console, server: Server) -> None:
+    server.says({"messages": []})
+    assert console("dlq", "delete", "--all", "--yes") == (0, "0 deleted\n", "")
+    assert [request.method for request in server.requests] == ["GET"]
+
+
 def test_what_a_bulk_command_did_before_it_failed_is_still_told(console: Console, server: Server) -> None:
-    pages = iter(
-        [server.json({"deleted": 100, "cursor": "c"}), server.json({"error": "storage is full"}, 503)]
+    answering(
+        server, server.json({"deleted": 100, "cursor": "c"}), server.json({"error": "storage is full"}, 503)
     )
-    server.answer = lambda request: next(pages)
     assert console("dlq", "delete", "--all", "--yes") == (
         1,
         "100 deleted\n",

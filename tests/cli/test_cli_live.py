@@ -1,0 +1,308 @@
+"""Every client command against a relay that really runs."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.console import Answer, Console, Server
+from tests.cli.live import ROOT, Live, a_relay
+
+#: Of the published development identities, one whose keys no other test looks at.
+OTHER_TOKEN = "eyJVc2VySUQiOiJ0ZXN0VXNlcjMiLCJQYXNzd29yZCI6InRlc3RQYXNzd29yZCJ9"
+PATIENCE_MS = 60_000
+
+
+@pytest.fixture(scope="module")
+def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    with a_relay("--port", "0", log=tmp_path_factory.mktemp("relay") / "log") as live:
+        yield live
+
+
+class Person(Console):
+    """Someone at a console, with a relay, and in real time."""
+
+    def __init__(self, url: str, token: str) -> None:
+        super().__init__()
+        self.environment = {"QSTASH_URL": url, "QSTASH_TOKEN": token}
+        self.now = lambda: time.time_ns() // 1_000_000
+        give_up_at = self.now() + PATIENCE_MS
+
+        def hurry(seconds: float) -> None:
+            assert self.now() < give_up_at, "what the test waits for does not happen"
+            time.sleep(min(seconds, 0.02))
+
+        self.pause = hurry
+
+    def json(self, *argv: str) -> Any:
+        code, out, err = self(*argv, "--json")
+        assert (code, err) == (0, "")
+        return json.loads(out)
+
+    def publish(self, *argv: str) -> str:
+        return str(self.json("publish", *argv)["messageId"])
+
+    def watch(self, id: str, *, until: str) -> list[str]:
+        """Follow the log of a message until it is in a state; the states it went through."""
+        followed = self("logs", "--follow", "--message", id, until=lambda line: line.split()[1] == until)
+        assert (followed.code, followed.err) == (130, "")
+        return [line.split()[1] for line in followed.out.splitlines()]
+
+
+@pytest.fixture
+def person(relay: Live) -> Person:
+    return Person(relay.url, relay.token)
+
+
+def test_a_message_arrives_as_it_was_published(person: Person, server: Server) -> None:
+    url = f"{server.url}/x//a%20b/ü?x=1&y=%C3%BC"
+    id = person.publish(
+        *(url, "--body", "héllo", "--method", "PUT", "-H", "X-Test: grüße", "--content-type", "text/x"),
+    )
+    assert person.watch(id, until="DELIVERED") == ["CREATED", "ACTIVE", "DELIVERED"]
+    [request] = server.requests
+    assert (request.method, request.target) == ("PUT", "/x//a%20b/%C3%BC?x=1&y=%C3%BC")
+    assert request.body == "héllo".encode()
+    assert request.headers["Content-Type"] == "text/x"
+    # The standard library reads header bytes as Latin-1.
+    assert request.headers["X-Test"].encode("latin-1").decode() == "grüße"
+
+
+def test_the_terms_of_a_message_are_kept(person: Person) -> None:
+    terms = ("--delay", "1h", "--retries", "7", "--retry-delay", "1000 * retried", "--timeout", "30s")
+    id = person.publish("http://127.0.0.1:1/", *terms, "--label", "a", "--label", "b", "-H", "X-A: 1")
+    [message] = person.json("messages", "get", id)
+    assert message["notBefore"] - message["createdAt"] == 3_600_000
+    assert (message["maxRetries"], message["retryDelayExpression"]) == (7, "1000 * retried")
+    assert (message["labels"], message["header"]) == (["a", "b"], {"X-A": ["1"]})
+    shown = person("messages", "get", id).out
+    assert "labels       a, b\n" in shown
+    assert "(in 59 m)\n" in shown
+
+
+def test_a_duplicate_is_answered_with_the_first_message(person: Person) -> None:
+    argv = ("publish", "http://127.0.0.1:1/", "--delay", "1h", "--deduplication-id", "only-one")
+    first, second = person(*argv), person(*argv)
+    assert (first.code, second.code) == (0, 0)
+    assert second.out == f"{first.out.strip()}  already accepted: nothing new was sent\n"
+
+
+def test_cancelled_messages_are_cancelled_once(person: Person) -> None:
+    a, b, c = (
+        person.publish("http://127.0.0.1:1/", "--delay", "1h", "--label", label)
+        for label in ("one", "two", "two")
+    )
+    assert person("messages", "cancel", a) == (0, f"{a}  cancelled\n", "")
+    again = person("messages", "cancel", a, b)
+    assert (again.code, again.out) == (4, f"{b}  cancelled\n")
+    assert again.err.startswith("relay: ")
+    assert person.json("messages", "cancel", "--label", "two", "--yes") == {"cancelled": 1, "notFound": []}
+    assert person.json("messages", "cancel", "--label", "two", "--yes") == {"cancelled": 0, "notFound": []}
+    states = [entry["state"] for entry in person.json("logs", "--message", c)]
+    assert states == ["CREATED", "CANCEL_REQUESTED", "CANCELED"]
+
+
+def test_the_log_can_be_narrowed_by_every_filter(person: Person, server: Server) -> None:
+    id = person.publish(f"{server.url}/narrow?q=1", "--label", "narrow")
+    person.watch(id, until="DELIVERED")
+    filters = {
+        "--message": id,
+        "--state": "DELIVERED",
+        "--label": "narrow",
+        "--destination": f"{server.url}/narrow?q=1",
+        "--host": "127.0.0.1",
+        "--path": "/narrow",
+        "--since": "10m",
+    }
+    argv = [part for pair in filters.items() for part in pair]
+    assert [entry["messageId"] for entry in person.json("logs", *argv)] == [id]
+    for name in set(filters) - {"--since", "--state", "--message"}:
+        other = [part for pair in (filters | {name: "/else"}).items() for part in pair]
+        assert person.json("logs", *other) == [], name
+
+
+def a_dead_letter(person: Person, server: Server, *flags: str) -> dict[str, Any]:
+    id = person.publish(f"{server.url}/dead", "--retries", "0", *flags)
+    person.watch(id, until="FAILED")
+    [letter] = person.json("dlq", "list", "--message", id)
+    return dict(letter)
+
+
+def test_a_dead_letter_is_shown_sent_again_and_gone(person: Person, server: Server) -> None:
+    server.answer = lambda request: Answer(500, b"out of order")
+    letter = a_dead_letter(person, server, "--body", "precious")
+    shown = person("dlq", "get", letter["dlqId"]).out
+    assert "last answer    500\n" in shown
+    assert "\nbody:\nprecious\n\nlast answer's body:\nout of order\n" in shown
+    server.answer = lambda request: Answer()
+    sent = person.json("dlq", "retry", letter["dlqId"])
+    assert sent["notFound"] == []
+    assert person.watch(sent["responses"][0]["messageId"], until="DELIVERED")[-1] == "DELIVERED"
+    assert [request.body for request in server.requests] == [b"precious", b"precious"]
+    for action in ("get", "retry", "delete"):
+        gone = person("dlq", action, letter["dlqId"])
+        assert (gone.code, gone.out) == (4, "")
+
+
+def test_a_dead_letter_tells_why_nobody_answered(person: Person) -> None:
+    id = person.publish("http://127.0.0.1:1/", "--retries", "0")
+    person.watch(id, until="FAILED")
+    [letter] = person.json("dlq", "list", "--message", id)
+    shown = person("dlq", "get", letter["dlqId"]).out
+    assert "last answer  none\nlast error   127.0.0.1:1 refused the connection\n" in shown
+
+
+def test_dead_letters_are_deleted_by_filter(person: Person, server: Server) -> None:
+    server.answer = lambda request: Answer(418)
+    kept = a_dead_letter(person, server, "--label", "kept")
+    a_dead_letter(person, server, "--label", "dropped")
+    dropped = person.json("dlq", "delete", "--label", "dropped", "--status", "418", "--yes")
+    assert dropped == {"deleted": 1, "notFound": []}
+    assert [letter["dlqId"] for letter in person.json("dlq", "list", "--status", "418")] == [kept["dlqId"]]
+    assert person("dlq", "delete", kept["dlqId"]) == (0, f"{kept['dlqId']}  deleted\n", "")
+
+
+def wait_for_failures(person: Person, label: str, count: int) -> None:
+    failures = iter(range(1, count + 1))
+    followed = person(
+        *("logs", "--follow", "--count", "1000", "--label", label, "--state", "FAILED"),
+        until=lambda line: next(failures) == count,
+    )
+    assert followed.code == 130
+
+
+def test_sending_all_dead_letters_again_ends_though_they_all_fail_again(relay: Live, server: Server) -> None:
+    person = Person(relay.url, OTHER_TOKEN)
+    server.answer = lambda request: Answer(500)
+    count = 130
+    for number in range(count):
+        person("publish", f"{server.url}/{number}", "--retries", "0", "--label", "again")
+    wait_for_failures(person, "again", count)
+    sent = person.json("dlq", "retry", "--label", "again", "--yes")["responses"]
+    assert len({response["messageId"] for response in sent}) == count
+    wait_for_failures(person, "again", 2 * count)
+    assert sorted(int(request.path[1:]) for request in server.requests) == sorted([*range(count)] * 2)
+
+
+def test_a_schedule_lives_through_its_commands(person: Person) -> None:
+    create = ("schedules", "create", "http://127.0.0.1:1/", "--cron", "CRON_TZ=Europe/Berlin 0 9 1 1 *")
+    created = person(*create, "--id", "yearly", "--catch-up", "none", "--overlap", "skip", "--body", "x")
+    assert created == (0, "yearly\n", "")
+    [schedule] = person.json("schedules", "get", "yearly")
+    assert (schedule["cron"], schedule["body"], schedule["isPaused"]) == (create[-1], "x", False)
+    assert "nextScheduleTime" in schedule
+    assert "yearly" in person("schedules", "list").out
+    assert person("schedules", "pause", "yearly") == (0, "yearly  paused\n", "")
+    assert "state        paused\n" in person("schedules", "get", "yearly").out
+    assert person.json("schedules", "resume", "yearly") == {"resumed": ["yearly"], "notFound": []}
+    assert person.json("schedules", "get", "yearly")[0]["isPaused"] is False
+    assert person("schedules", "delete", "yearly") == (0, "yearly  deleted\n", "")
+    assert person("schedules", "get", "yearly").code == 4
+    assert person.json("schedules", "list") == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (("publish", "example.com"), "http"),
+        (("publish", "https://example.com", "--retries", "many"), "Upstash-Retries"),
+        (("publish", "https://example.com", "--delay", "soon"), "Upstash-Delay"),
+        (("publish", "https://example.com", "--not-before", "soon"), "Upstash-Not-Before"),
+        (("publish", "https://example.com", "--retry-delay", "1 +"), "Upstash-Retry-Delay"),
+        (("publish", "https://example.com", "--timeout", "soon"), "Upstash-Timeout"),
+        (("publish", "https://example.com", "--method", "DANCE"), "Upstash-Method"),
+        (("schedules", "create", "https://example.com", "--cron", "now"), "Upstash-Cron"),
+        (("schedules", "create", "https://a.b", "--cron=@daily", "--overlap", "x"), "Relay-Schedule-Overlap"),
+        (("schedules", "create", "https://a.b", "--cron=@daily", "--catch-up", "x"), "Relay-Schedule-Catch-Up"),
+        (("logs", "--state", "LOST"), "state"),
+        (("logs", "--path", "no-slash"), "path"),
+        (("dlq", "list", "--status", "teapot"), "responseStatus"),
+    ],
+)  # fmt: skip
+def test_the_relays_own_reason_for_a_refusal_is_shown(
+    person: Person, argv: tuple[str, ...], named: str
+) -> None:
+    code, out, err = person(*argv)
+    assert (code, out) == (1, "")
+    assert err.startswith("relay: ")
+    assert named in err
+    assert err.endswith(" (400)\n")
+
+
+def test_a_token_the_relay_does_not_know_is_refused(person: Person) -> None:
+    code, out, err = person("logs", "--token", "not-a-token")
+    assert (code, out) == (1, "")
+    assert err.endswith(" (401)\n")
+
+
+def test_rotated_keys_move_up(relay: Live) -> None:
+    person = Person(relay.url, OTHER_TOKEN)
+    before = person.json("keys", "show")
+    after = person.json("keys", "rotate")
+    assert after["current"] == before["next"]
+    assert after["next"] not in before.values()
+    assert person.json("keys", "show") == after
+
+
+def test_following_goes_on_after_the_relay_was_killed_and_started_again(
+    tmp_path: Path, server: Server
+) -> None:
+    flags = ("--database", f"sqlite:///{tmp_path}/relay.db")
+    seen: list[tuple[str, str]] = []
+    published: list[str] = []
+
+    def start_and_publish(port: str) -> Live:
+        live = running.enter_context(a_relay("--port", port, *flags, log=tmp_path / "log"))
+        published.append(Person(live.url, live.token).publish(server.url))
+        return live
+
+    def on(line: str) -> bool:
+        entry = json.loads(line)
+        seen.append((entry["messageId"], entry["state"]))
+        if entry["state"] != "DELIVERED":
+            return False
+        if len(published) == 1:
+            first.process.kill()
+            first.process.wait()
+            start_and_publish(first.port)
+            return False
+        return True
+
+    with ExitStack() as running:
+        first = start_and_publish("0")
+        followed = Person(first.url, first.token)("logs", "--follow", "--json", until=on)
+    assert followed.code == 130
+    assert seen == [(id, state) for id in published for state in ("CREATED", "ACTIVE", "DELIVERED")]
+
+
+@pytest.mark.parametrize("mode", ["dev", "serve"])
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--port", "many"), "--port"),
+        (("--database", "mongodb://x"), "mongodb://x"),
+        (("--host", "192.0.2.1", "--port", "0", "--database", "sqlite://"), "192.0.2.1"),
+    ],
+)
+def test_a_flag_the_relay_cannot_use_stops_its_start_with_a_sentence(
+    tmp_path: Path, mode: str, flags: tuple[str, ...], named: str
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "relay", mode, *flags],
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_MS / 1000,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("relay: ")
+    assert named in done.stderr.splitlines()[-1]
