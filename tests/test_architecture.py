@@ -22,6 +22,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "relay/metrics": frozenset({"prometheus_client"}),
     "relay/config": frozenset({"relay.domain"}),
     "relay/accounts": frozenset({"relay.config", "relay.domain", "storage.protocol"}),
+    "relay/greeting": frozenset({"relay.accounts"}),
     "relay/domain": frozenset({"relay.domain", "relay.ids", "msgspec", "cronsim", "tzdata"}),
     "relay/wire": frozenset(
         {"relay.wire", "relay.domain", "relay.ids", "storage.protocol", "msgspec", "orjson", "idna"}
