@@ -21,8 +21,6 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 #: A blocking lookup: addresses as text, in the order to try; raises `OSError` (`socket.gaierror`).
 Lookup = Callable[[str], Sequence[str]]
 
-_REMEMBERED_NAMES = 10_000
-
 
 def system_lookup(host: str) -> Sequence[str]:
     """What the machine's own resolver says."""
@@ -41,7 +39,8 @@ def system_lookup(host: str) -> Sequence[str]:
 class Resolver(AbstractResolver):
     """Looks names up in at most `threads` threads, with at most `max_waiting` names waiting for one.
 
-    A name whose last good answer is younger than `stale_ms` waits no longer than `patience_ms` for the next.
+    A name whose last good answer is younger than `stale_ms` waits no longer than `patience_ms` for the next;
+    the last answers of `max_known` names are remembered.
     """
 
     def __init__(
@@ -52,12 +51,14 @@ class Resolver(AbstractResolver):
         max_waiting: int = 1_000,
         patience_ms: int = 2_000,
         stale_ms: int = 3_600_000,
+        max_known: int = 10_000,
     ) -> None:
         self._lookup = lookup
         self._threads = threads
         self._most = threads + max_waiting
         self._patience_s = patience_ms / 1000
         self._stale_s = stale_ms / 1000
+        self._max_known = max_known
         self._running: dict[str, asyncio.Future[Sequence[str]]] = {}
         self._known: OrderedDict[str, tuple[float, Sequence[str]]] = OrderedDict()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -120,13 +121,11 @@ class Resolver(AbstractResolver):
 
     def _answered(self, host: str, answer: asyncio.Future[Sequence[str]], now: float) -> None:
         del self._running[host]
-        if answer.cancelled():
-            return
         failure = answer.exception()
         if failure is None:
             self._known[host] = (now, answer.result())
             self._known.move_to_end(host)
-            if len(self._known) > _REMEMBERED_NAMES:
+            if len(self._known) > self._max_known:
                 self._known.popitem(last=False)
         elif getattr(failure, "errno", None) != socket.EAI_AGAIN:
             # The name is gone, not just its server: what it used to mean counts no more.
@@ -159,8 +158,6 @@ class _Job:
             self._loop.call_soon_threadsafe(self._reply, addresses, failure)
 
     def _reply(self, addresses: Sequence[str], failure: Exception | None) -> None:
-        if self._answer.done():
-            return
         if failure is not None:
             self._answer.set_exception(failure)
         elif addresses:

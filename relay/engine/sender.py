@@ -182,7 +182,6 @@ class _Lane(asyncio.Protocol):
         self.closed: asyncio.Future[None] = loop.create_future()
         self.idle_since = 0.0
         self._parser: HttpResponseParser
-        self._exchanges = 0
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle
         self._timeout_ms = 0
@@ -203,7 +202,6 @@ class _Lane(asyncio.Protocol):
 
         `timeout_ms` is what the deadline is called in an error.
         """
-        self._exchanges += 1
         self._timeout_ms = timeout_ms
         self._head_bytes = 0
         self._body_bytes = 0
@@ -244,12 +242,10 @@ class _Lane(asyncio.Protocol):
 
     @property
     def given_up(self) -> bool:
-        """Whether the server closed this connection, used before, instead of answering the last request.
+        """Whether the server seems to have given this rested connection up before the last request came.
 
-        Some announce it, with the 408 they send to whoever stays silent.
+        It closed it without a byte of answer, or with the 408 that some send to whoever stays silent.
         """
-        if self._exchanges == 1:
-            return False
         if self.message is None:
             return self._dropped
         return self.message.code == 408 and self.message.should_close

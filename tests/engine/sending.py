@@ -15,6 +15,8 @@ from tests.builders import a_claim, a_message
 LOOPBACK = Egress([ip_network("127.0.0.0/8")])
 #: Longer than anything takes that is expected to happen.
 PATIENT_MS = 30_000
+#: Long enough for everything but what never comes.
+SHORT_MS = 250
 
 
 def a_request(

@@ -10,7 +10,7 @@ import pytest
 
 from relay.engine.resolver import Lookup, Resolver, system_lookup
 from tests.chaos_server import ChaosServer, answering
-from tests.engine.sending import PATIENT_MS, a_request, a_sender
+from tests.engine.sending import PATIENT_MS, SHORT_MS, a_request, a_sender
 
 
 class Names:
@@ -173,6 +173,25 @@ async def test_an_address_too_old_is_not_gone_on_with() -> None:
             await addresses(resolver, "known.example")
 
 
+async def test_only_so_many_names_are_remembered() -> None:
+    names = Names(one="192.0.2.1", two="192.0.2.2")
+    async with a_resolver(names, max_known=1) as resolver:
+        await addresses(resolver, "one.example")
+        await addresses(resolver, "two.example")
+        names.failure = socket.gaierror(socket.EAI_AGAIN, "no")
+        assert await addresses(resolver, "two.example") == ["192.0.2.2"]
+        with pytest.raises(socket.gaierror):
+            await addresses(resolver, "one.example")
+
+
+async def test_a_lookup_that_times_out_by_itself_is_an_error() -> None:
+    names = Names(known="192.0.2.1")
+    names.failure = TimeoutError("the name server is silent")
+    async with a_resolver(names) as resolver:
+        with pytest.raises(TimeoutError, match="silent"):
+            await addresses(resolver, "known.example")
+
+
 async def test_a_name_without_addresses_is_an_error() -> None:
     async with a_resolver(lambda host: []) as resolver:
         with pytest.raises(socket.gaierror, match="no address"):
@@ -195,7 +214,7 @@ async def test_a_dead_name_is_an_attempt_that_says_so() -> None:
 async def test_a_name_nobody_answers_for_ends_at_the_connect_timeout_and_delays_nobody() -> None:
     names = Names(alive="127.0.0.1")
     async with (
-        a_sender(resolver=Resolver(lookup=names), connect_timeout_ms=100) as sender,
+        a_sender(resolver=Resolver(lookup=names), connect_timeout_ms=SHORT_MS * 2) as sender,
         ChaosServer(answering()) as server,
     ):
         dead = [
@@ -206,7 +225,7 @@ async def test_a_name_nobody_answers_for_ends_at_the_connect_timeout_and_delays_
         alive = await sender.send(a_request(f"http://alive.example:{server.port}/"), timeout_ms=PATIENT_MS)
         assert alive.succeeded
         for n, attempt in enumerate(await asyncio.gather(*dead)):
-            assert attempt.error == f"no connection to dead{n}.example:80 within 100 ms"
+            assert attempt.error == f"no connection to dead{n}.example:80 within {SHORT_MS * 2} ms"
         names.release()
 
 

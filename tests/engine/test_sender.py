@@ -17,7 +17,7 @@ from tests.chaos_server import (
     hanging_after,
     resetting_after,
 )
-from tests.engine.sending import LOOPBACK, PATIENT_MS, a_request, a_sender
+from tests.engine.sending import LOOPBACK, PATIENT_MS, SHORT_MS, a_request, a_sender
 
 HEAD_CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -59,6 +59,7 @@ async def test_attempts_at_the_same_time_do_not_share_a_connection() -> None:
         HEAD_CHUNKED + b"2\r\nok\r\n0\r\n\r\ngarbage",
         HEAD_CHUNKED + b"2\r\nok\r\n0\r\n\r\nHTTP/1.1 200 OK\r\nX-",
         HEAD_CHUNKED + b"2\r\nok\r\n0\r\n\r\n" + an_answer(200, b""),
+        b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok" * 2,
         b"HTTP/1.1 200 OK\nContent-Length: 2\n\nokgarbage",
     ],
     ids=[
@@ -70,7 +71,8 @@ async def test_attempts_at_the_same_time_do_not_share_a_connection() -> None:
         "garbage after chunks",
         "a part of an answer after chunks",
         "a second answer after chunks",
-        "bare line feeds",
+        "a second answer, bare line feeds",
+        "garbage, bare line feeds",
     ],
 )
 async def test_a_connection_that_is_not_clean_carries_no_other_request(answer: bytes) -> None:
@@ -128,10 +130,10 @@ async def test_a_late_answer_reaches_nobody() -> None:
 
     given_up = asyncio.Event()
     async with a_sender() as sender, ChaosServer(answering_the_first_too_late) as server:
-        first = await sender.send(a_request(server.url()), timeout_ms=50)
+        first = await sender.send(a_request(server.url()), timeout_ms=SHORT_MS)
         given_up.set()
         second = await sender.send(a_request(server.url()), timeout_ms=PATIENT_MS)
-    assert first.error == "no answer within 50 ms"
+    assert first.error == f"no answer within {SHORT_MS} ms"
     assert second.body == b"answer 2"
 
 
@@ -166,16 +168,30 @@ async def test_a_connection_is_closed_when_it_has_rested_long_enough() -> None:
         await asyncio.wait_for(closed.wait(), 10)
 
 
+async def test_each_connection_rests_its_own_time() -> None:
+    async def telling(caller: Caller) -> None:
+        await caller.request()
+        await asyncio.sleep(0.02 if caller.number == 2 else 0)
+        caller.write(an_answer())
+        await caller.gone()
+        closed.put_nowait(caller.number)
+
+    closed: asyncio.Queue[int] = asyncio.Queue()
+    async with a_sender(idle_ms=60) as sender, ChaosServer(telling) as server:
+        await asyncio.gather(*(sender.send(a_request(server.url()), timeout_ms=PATIENT_MS) for _ in range(2)))
+        assert {await asyncio.wait_for(closed.get(), 10) for _ in range(2)} == {1, 2}
+
+
 async def test_a_connection_in_use_again_does_not_count_as_resting() -> None:
     async def slow_the_second_time(caller: Caller) -> None:
         await caller.request()
         caller.write(an_answer())
         await caller.request()
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(SHORT_MS * 2 / 1000)
         caller.write(an_answer(200, b"second"))
         await caller.gone()
 
-    async with a_sender(idle_ms=30) as sender, ChaosServer(slow_the_second_time) as server:
+    async with a_sender(idle_ms=SHORT_MS) as sender, ChaosServer(slow_the_second_time) as server:
         await sender.send(a_request(server.url()), timeout_ms=PATIENT_MS)
         assert (await sender.send(a_request(server.url()), timeout_ms=PATIENT_MS)).body == b"second"
         assert server.connections == 1
@@ -322,8 +338,8 @@ async def test_silence_on_a_used_connection_is_a_timeout_and_not_sent_again() ->
 
     async with a_sender() as sender, ChaosServer(answering_the_first_only) as server:
         assert (await sender.send(a_request(server.url()), timeout_ms=PATIENT_MS)).succeeded
-        attempt = await sender.send(a_request(server.url()), timeout_ms=50)
-        assert attempt.error == "no answer within 50 ms"
+        attempt = await sender.send(a_request(server.url()), timeout_ms=SHORT_MS)
+        assert attempt.error == f"no answer within {SHORT_MS} ms"
         assert server.connections == 1
 
 
@@ -490,6 +506,13 @@ async def test_connecting_has_a_shorter_deadline_of_its_own() -> None:
     async with a_sender(connect_timeout_ms=50) as sender, ChaosServer(hanging_after()) as server:
         attempt = await sender.send(a_request(f"https://127.0.0.1:{server.port}/"), timeout_ms=PATIENT_MS)
         assert attempt.error == f"no connection to 127.0.0.1:{server.port} within 50 ms"
+
+
+async def test_without_time_nothing_is_sent() -> None:
+    async with a_sender() as sender, ChaosServer(answering()) as server:
+        attempt = await sender.send(a_request(server.url()), timeout_ms=0)
+        assert attempt.error == f"no connection to 127.0.0.1:{server.port} within 0 ms"
+        assert server.connections == 0
 
 
 async def test_connecting_is_part_of_the_attempt() -> None:

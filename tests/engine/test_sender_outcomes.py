@@ -22,7 +22,7 @@ from tests.chaos_server import (
     hanging_after,
     resetting_after,
 )
-from tests.engine.sending import LOOPBACK, PATIENT_MS, a_request
+from tests.engine.sending import LOOPBACK, PATIENT_MS, SHORT_MS, a_request
 from tests.engine.stock_sender import StockSender
 
 MAX_BODY = 10_000
@@ -179,16 +179,16 @@ CASES = {
         None,
         error="the answer is not valid HTTP: Got more than 16384 bytes",
     ),
-    "silence": Case(hanging_after(), None, error="no answer within 60 ms", timeout_ms=60),
+    "silence": Case(hanging_after(), None, error="no answer within 250 ms", timeout_ms=SHORT_MS),
     "silence in the head": Case(
-        hanging_after(b"HTTP/1.1 200"), None, error="no answer within 60 ms", timeout_ms=60
+        hanging_after(b"HTTP/1.1 200"), None, error="no answer within 250 ms", timeout_ms=SHORT_MS
     ),
     "silence in the body": Case(
         hanging_after(HEAD_OF_10 + b"12345"),
         200,
         b"12345",
-        "the answer was not complete within 60 ms",
-        timeout_ms=60,
+        "the answer was not complete within 250 ms",
+        timeout_ms=SHORT_MS,
     ),
 }
 
@@ -217,13 +217,13 @@ async def test_what_the_endpoint_does_becomes_an_attempt(sender: Sender | StockS
 
 async def test_a_body_that_only_drips_is_given_up_at_the_deadline(sender: Sender | StockSender) -> None:
     async with ChaosServer(dripping) as server:
-        attempt = await sender.send(a_request(server.url()), timeout_ms=60)
+        attempt = await sender.send(a_request(server.url()), timeout_ms=SHORT_MS)
     assert attempt.status == 200
     assert set(attempt.body) == {ord("x")}
     assert len(attempt.body) < 100
     assert attempt.error is not None
     if isinstance(sender, Sender):
-        assert attempt.error == "the answer was not complete within 60 ms"
+        assert attempt.error == "the answer was not complete within 250 ms"
 
 
 async def test_the_request_arrives_as_it_was_built(sender: Sender | StockSender) -> None:

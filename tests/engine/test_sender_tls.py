@@ -99,6 +99,17 @@ async def test_a_connection_that_breaks_during_the_handshake_is_no_connection() 
         )
 
 
+async def test_a_reset_during_the_handshake_is_no_connection() -> None:
+    async def resetting(caller: Caller) -> None:
+        await caller.reader.read(1)
+        caller.reset()
+
+    async with a_sender() as sender, ChaosServer(resetting) as server:
+        attempt = await sender.send(a_request(f"https://127.0.0.1:{server.port}/"), timeout_ms=PATIENT_MS)
+        assert attempt.status is None
+        assert attempt.error == f"no connection to 127.0.0.1:{server.port}: connection reset by peer"
+
+
 async def test_a_connection_that_breaks_after_the_handshake_is_a_failed_attempt(
     trusting: ssl.SSLContext,
 ) -> None:
