@@ -15,6 +15,12 @@ def specification() -> Specification:
 
 
 @pytest.fixture
-async def rig(tmp_path: Path, specification: Specification) -> AsyncIterator[Rig]:
-    async with running(tmp_path / "relay.db", specification) as rig:
+def lane() -> bool:
+    """Whether publishes may take the fast lane. Tests of what both roads must do parametrize it."""
+    return True
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, specification: Specification, lane: bool) -> AsyncIterator[Rig]:
+    async with running(tmp_path / "relay.db", specification, lane=lane) as rig:
         yield rig

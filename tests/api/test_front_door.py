@@ -1,6 +1,5 @@
 """Whatever comes over the wire: paths, methods, targets, bodies and things that are no HTTP at all."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,13 +7,18 @@ import pytest
 
 from relay.api.app import NOT_OFFERED
 from relay.api.bodies import Bodies
-from tests.api.rig import TOKEN, Rig, parsed, running, until
+from tests.api.rig import TOKEN, Rig, next_reply, running, until
 from tests.api.specification import Specification
 
 MIB = 1 << 20
 HEAD = b"POST /v2/publish/https://example.com HTTP/1.1\r\nHost: relay\r\nAuthorization: Bearer %b\r\n" % (
     TOKEN.encode()
 )
+
+
+@pytest.fixture(params=[True, False], ids=["lane", "router"])
+def lane(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
 
 
 # --- targets
@@ -173,7 +177,11 @@ async def test_every_answer_has_a_request_id_of_its_own(rig: Rig) -> None:
 async def test_what_is_not_http_is_answered_and_logged_nowhere(
     rig: Rig, caplog: pytest.LogCaptureFixture, request_line: bytes
 ) -> None:
-    reply = parsed(await rig.raw(request_line + b"\r\n\r\n"))
+    reader, writer = await rig.connect()
+    writer.write(request_line + b"\r\n\r\n")
+    reply = await next_reply(reader)
+    assert await reader.read() == b""
+    writer.close()
     assert reply.status == 400
     assert reply.headers["Content-Type"] == "application/json"
     assert reply.error.startswith("not a valid HTTP request")
@@ -221,36 +229,34 @@ async def test_an_empty_chunked_body_is_an_empty_body(rig: Rig) -> None:
 
 
 async def test_a_longer_body_is_refused_and_the_connection_lives(rig: Rig) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    reader, writer = await rig.connect()
     for declared in (b"Content-Length: %d\r\n\r\n" % (MIB + 1), b"Transfer-Encoding: chunked\r\n\r\n"):
         writer.write(HEAD + declared)
         if b"chunked" in declared:
             writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (MIB + 1, b"x" * (MIB + 1)))
         else:
             writer.write(b"x" * (MIB + 1))
-        status, _ = await next_answer(reader)
-        assert status == 413
+        assert (await next_reply(reader)).status == 413
     writer.write(HEAD + b"Content-Length: 2\r\n\r\nok")
-    status, _ = await next_answer(reader)
-    assert status == 200
+    assert (await next_reply(reader)).status == 200
     writer.close()
     assert rig.services.bodies.held_bytes == 0
 
 
 async def test_a_body_without_end_is_refused_at_the_limit(rig: Rig) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    reader, writer = await rig.connect()
     writer.write(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
     for _ in range(20):
         writer.write(b"10000\r\n%b\r\n" % (b"x" * 65_536))
-    status, body = await next_answer(reader)
-    assert status == 413
-    assert b"limit of 1048576 bytes" in body
+    reply = await next_reply(reader)
+    assert reply.status == 413
+    assert "limit of 1048576 bytes" in reply.error
     writer.close()
 
 
 async def test_a_client_that_leaves_in_the_middle_of_a_body_leaves_nothing(rig: Rig) -> None:
     for declared in (b"Content-Length: 100\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n5\r\nab"):
-        _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        _, writer = await rig.connect()
         writer.write(HEAD + declared)
         await writer.drain()
         writer.close()
@@ -261,29 +267,43 @@ async def test_a_client_that_leaves_in_the_middle_of_a_body_leaves_nothing(rig: 
 
 
 async def test_a_broken_chunk_is_a_bad_request(rig: Rig) -> None:
-    answer = await rig.raw(HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab\r\nzzz\r\n\r\n")
-    assert parsed(answer).status in (400, 408)
+    reader, writer = await rig.connect()
+    writer.write(HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab\r\nzzz\r\n\r\n")
+    assert (await next_reply(reader)).status in (400, 408)
+    writer.close()
     assert rig.publisher.calls == []
     assert rig.log.lines == []
 
 
 async def test_a_sender_who_falls_silent_is_given_up(tmp_path: Path, specification: Specification) -> None:
     async with running(
-        tmp_path / "relay.db", specification, bodies=Bodies(idle_s=0.05), max_closing_s=0
+        tmp_path / "relay.db", specification, bodies=Bodies(idle_s=0.05), lane=False, max_closing_s=0.1
     ) as rig:
-        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        reader, writer = await rig.connect()
         writer.write(HEAD + b"Content-Length: 100\r\n\r\nabc")
-        status, _ = await next_answer(reader)
-        assert status == 408
+        assert (await next_reply(reader)).status == 408
         writer.close()
         assert rig.services.bodies.held_bytes == 0
+
+
+async def test_a_sender_who_falls_silent_in_the_fast_lane_is_cut_off(
+    tmp_path: Path, specification: Specification
+) -> None:
+    async with running(tmp_path / "relay.db", specification, bodies=Bodies(idle_s=0.05)) as rig:
+        reader, writer = await rig.connect()
+        writer.write(HEAD + b"Content-Length: 100\r\n\r\nabc")
+        assert await reader.read() == b""
+        writer.close()
+        assert rig.publisher.calls == []
 
 
 async def test_bodies_beyond_the_common_budget_are_turned_away(
     tmp_path: Path, specification: Specification
 ) -> None:
-    async with running(tmp_path / "relay.db", specification, bodies=Bodies(budget_bytes=100)) as rig:
-        _, first = await asyncio.open_connection("127.0.0.1", rig.port)
+    async with running(
+        tmp_path / "relay.db", specification, bodies=Bodies(budget_bytes=100), lane=False
+    ) as rig:
+        _, first = await rig.connect()
         first.write(HEAD + b"Content-Length: 100\r\n\r\n" + b"x" * 60)
         await until(lambda: rig.services.bodies.held_bytes == 60)
         refused = await rig.call("POST", "/v2/publish/https://example.com", body=b"x" * 41)
@@ -298,12 +318,11 @@ async def test_bodies_beyond_the_common_budget_are_turned_away(
 
 @pytest.mark.parametrize("expect", [b"100-continue", b"100-Continue"])
 async def test_a_client_that_asks_is_told_to_go_on(rig: Rig, expect: bytes) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    reader, writer = await rig.connect()
     writer.write(HEAD + b"Expect: %b\r\nContent-Length: 5\r\n\r\n" % expect)
     assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
     writer.write(b"hello")
-    status, _ = await next_answer(reader)
-    assert status == 200
+    assert (await next_reply(reader)).status == 200
     writer.close()
 
 
@@ -314,10 +333,9 @@ async def test_a_body_that_will_be_refused_is_not_asked_for(rig: Rig) -> None:
         (too_long.replace(TOKEN.encode(), b"unknown"), 401),
         (too_long.replace(b"/v2/publish/", b"/v2/enqueue/q/"), 400),
     ):
-        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        reader, writer = await rig.connect()
         writer.write(request)
-        status, _ = await next_answer(reader)
-        assert status == expected
+        assert (await next_reply(reader)).status == expected
         writer.close()
 
 
@@ -333,15 +351,3 @@ async def test_an_upgrade_is_not_taken_up(rig: Rig) -> None:
         "GET", b"/v2/keys", headers=[(b"Upgrade", b"websocket"), (b"Connection", b"upgrade")]
     )
     assert reply.status == 200
-
-
-async def next_answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    """Status and body of one response on a connection that stays open."""
-    async with asyncio.timeout(20):
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = next(
-            int(line.partition(b":")[2])
-            for line in head.split(b"\r\n")
-            if line.lower().startswith(b"content-length:")
-        )
-        return int(head.split()[1]), await reader.readexactly(length)

@@ -13,6 +13,17 @@ from tests.api.rig import READ_ONLY, TOKEN, Rig, running
 from tests.api.specification import Specification
 
 
+@pytest.fixture(params=[True, False], ids=["lane", "router"])
+def lane(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+async def test_a_small_publish_takes_the_fast_lane_where_there_is_one(rig: Rig, lane: bool) -> None:
+    await rig.publish()
+    await rig.publish()
+    assert rig.by_lane == (2 if lane else 0)
+
+
 async def test_a_publish_is_answered_with_its_id_and_its_destination(rig: Rig) -> None:
     reply = await rig.call("POST", "/v2/publish/https://example.com/hook", body=b"hello")
     assert reply.status == 200
