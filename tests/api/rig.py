@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from io import BytesIO
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,7 +148,8 @@ class Rig:
         url = URL(f"http://127.0.0.1:{self.port}{target}", encoded=True)
         # A connection leaves the fast lane with the first request that is none of its: publishes have their own.
         session = self._publishing_session if target.startswith(PREFIX) else self._session
-        async with session.request(method, url, data=body, headers=sent) as response:
+        data = BytesIO(body) if isinstance(body, bytes) else body
+        async with session.request(method, url, data=data, headers=sent) as response:
             reply = Reply(response.status, response.headers, await response.read())
         self._check_lane(reply)
         return reply
