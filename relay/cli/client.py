@@ -31,7 +31,7 @@ _NOT_IN_A_HEADER = re.compile(r"[\x00\r\n]")
 class Relay:
     """A relay as its clients see it. Reads share one connection."""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, *, timeout_s: float = _TIMEOUT_S) -> None:
         """`Failure` when `url` is not an HTTP base URL or `token` cannot be sent in a header."""
         self.url = url.rstrip("/")
         parts = _parts(self.url)
@@ -40,7 +40,7 @@ class Relay:
         self._token = token
         self._prefix = parts.path
         connection = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._connection = connection(parts.hostname or "", parts.port, timeout=_TIMEOUT_S)
+        self._connection = connection(parts.hostname or "", parts.port, timeout=timeout_s)
         #: How many connections were opened: a new one may lead to a relay that was restarted.
         self.connections = 0
         #: The relay's own clock at its last answer (Unix ms, whole seconds), if it said.
@@ -108,10 +108,7 @@ class Relay:
                 status, content = self._exchange(method, path, fields, body)
         except (OSError, UnicodeError, http.client.HTTPException) as problem:
             self._connection.close()
-            raise Failure(f"cannot reach {self.url}: {_reason(problem)}", UNREACHABLE) from None
-        except BaseException:
-            self._connection.close()
-            raise
+            raise Failure(f"cannot reach {self.url}: {self._reason(problem)}", UNREACHABLE) from None
         if not 200 <= status <= 299:
             raise self._refused(status, content)
         return content
@@ -130,6 +127,19 @@ class Relay:
         response = connection.getresponse()
         self.at = _instant(response.headers["Date"])
         return response.status, response.read()
+
+    def _reason(self, problem: Exception) -> str:
+        if isinstance(problem, TimeoutError):
+            return f"no answer within {self._connection.timeout:g} s"
+        if isinstance(problem, ssl.SSLCertVerificationError):
+            return f"its certificate is not trusted ({problem.verify_message})"
+        if isinstance(problem, socket.gaierror | UnicodeError):
+            return "its host name is not known"
+        if isinstance(problem, http.client.IncompleteRead | ConnectionResetError | BrokenPipeError):
+            return "it closed the connection before it had answered"
+        if isinstance(problem, http.client.HTTPException):
+            return "it does not speak HTTP"
+        return (problem.strerror if isinstance(problem, OSError) else None) or str(problem)
 
     def _refused(self, status: int, content: bytes) -> Failure:
         reason = f"{self.url} answered {status}"
@@ -179,17 +189,3 @@ def _instant(date: str | None) -> int | None:
         return int(parsedate_to_datetime(date or "").timestamp() * 1000)
     except ValueError:
         return None
-
-
-def _reason(problem: Exception) -> str:
-    if isinstance(problem, TimeoutError):
-        return f"no answer within {_TIMEOUT_S:g} s"
-    if isinstance(problem, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted ({problem.verify_message})"
-    if isinstance(problem, socket.gaierror | UnicodeError):
-        return "its host name is not known"
-    if isinstance(problem, http.client.RemoteDisconnected | ConnectionResetError | BrokenPipeError):
-        return "it closed the connection without an answer"
-    if isinstance(problem, http.client.HTTPException):
-        return "it does not speak HTTP"
-    return (problem.strerror if isinstance(problem, OSError) else None) or str(problem)

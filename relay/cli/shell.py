@@ -1,5 +1,6 @@
 """What a command gets from the shell it was started in: environment, streams and time."""
 
+import io
 import os
 import sys
 import time
@@ -23,7 +24,8 @@ class Shell(NamedTuple):
 def this_shell() -> Shell:
     return Shell(
         environment=os.environ,
-        stdin=sys.stdin.buffer,
+        # A program may be started with its standard input closed.
+        stdin=io.BytesIO() if sys.stdin is None else sys.stdin.buffer,
         stdout=sys.stdout,
         stderr=sys.stderr,
         now=lambda: time.time_ns() // 1_000_000,

@@ -2,9 +2,14 @@
 
 import json
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
+from relay.cli.client import Relay
+from relay.cli.outcome import Failure
 from tests.cli.console import Answer, Console, Server
 from tests.cli.shapes import a_letter
 
@@ -89,11 +94,38 @@ def test_no_command_breaks_on_json_of_another_service(
         assert "is it a relay that answered?" in err
 
 
+@contextmanager
+def a_listener(first_words: bytes | None) -> Iterator[str]:
+    """Takes one connection, says something or waits until the other side has had enough."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                if first_words is None:
+                    connection.recv(1)
+                else:
+                    connection.sendall(first_words)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        thread.join()
+
+
 def test_nobody_listening_is_told_apart_from_a_refusal(console: Console) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     code, out, err = console("schedules", "list", "--url", f"http://127.0.0.1:{port}")
     assert (code, out, err) == (3, "", f"relay: cannot reach http://127.0.0.1:{port}: Connection refused\n")
+
+
+def test_an_answer_that_breaks_off_is_no_answer(console: Console) -> None:
+    with a_listener(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{") as address:
+        code, out, err = console("schedules", "list", "--url", f"http://{address}")
+    assert (code, out) == (3, "")
+    assert err == f"relay: cannot reach http://{address}: it closed the connection before it had answered\n"
 
 
 def test_an_unknown_host_is_unreachable(console: Console) -> None:
@@ -112,34 +144,31 @@ def test_a_connection_closed_without_an_answer_is_unreachable(console: Console, 
     code, _, err = console("publish", "https://example.com")
     assert (code, err) == (
         3,
-        f"relay: cannot reach {server.url}: it closed the connection without an answer\n",
+        f"relay: cannot reach {server.url}: it closed the connection before it had answered\n",
     )
     # A publish may have been accepted all the same: it is not sent a second time.
     assert len(server.requests) == 1
 
 
-def test_a_server_that_speaks_no_http_is_unreachable(console: Console, server: Server) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        import threading
-
-        def greet() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                connection.recv(65536)
-                connection.sendall(b"220 mail ready\r\n\r\n")
-
-        thread = threading.Thread(target=greet)
-        thread.start()
-        code, _, err = console("schedules", "list", "--url", url)
-        thread.join()
-    assert (code, err) == (3, f"relay: cannot reach {url}: it does not speak HTTP\n")
+def test_a_server_that_speaks_no_http_is_unreachable(console: Console) -> None:
+    with a_listener(b"220 mail ready\r\n\r\n") as address:
+        code, _, err = console("schedules", "list", "--url", f"http://{address}")
+    assert (code, err) == (3, f"relay: cannot reach http://{address}: it does not speak HTTP\n")
 
 
-def test_an_untrusted_certificate_is_named(console: Console, server: Server) -> None:
-    code, _, err = console("schedules", "list", "--url", server.url.replace("http:", "https:"))
+def test_a_server_that_speaks_no_tls_is_unreachable_by_https(console: Console) -> None:
+    with a_listener(b"HTTP/1.1 400 Bad Request\r\n\r\n") as address:
+        code, _, err = console("schedules", "list", "--url", f"https://{address}")
     assert code == 3
-    assert err.startswith("relay: cannot reach https://127.0.0.1:")
+    assert err.startswith(f"relay: cannot reach https://{address}: [SSL")
+
+
+def test_a_server_that_never_answers_is_given_up() -> None:
+    with a_listener(None) as address:
+        relay = Relay(f"http://{address}", "a-token", timeout_s=0.05)
+        with pytest.raises(Failure, match=r"no answer within 0\.05 s$") as failure:
+            relay.get("/v2/keys")
+    assert failure.value.code == 3
 
 
 def test_a_read_survives_a_kept_connection_that_has_died(console: Console, server: Server) -> None:

@@ -117,6 +117,16 @@ def test_a_burst_of_many_pages_comes_complete_and_in_order(server: Server, histo
     assert ids(follow(server, history, steps=[nothing, burst, nothing, nothing])) == expected
 
 
+def test_bursts_with_pauses_between_come_complete_and_in_order(server: Server, history: History) -> None:
+    def burst() -> None:
+        for _ in range(120):
+            history.write(f"m{len(history.entries)}")
+
+    pause = [nothing] * 7
+    steps = [burst, *pause, burst, *pause, burst, *pause]
+    assert ids(follow(server, history, steps=steps)) == [f"m{number}" for number in range(360)]
+
+
 def test_a_page_that_ends_exactly_at_the_end_of_the_log_is_not_repeated(
     server: Server, history: History
 ) -> None:
@@ -208,6 +218,15 @@ def test_following_goes_on_at_a_relay_that_was_restarted_with_another_history(hi
         server = listening()
         steps = [lambda: history.write("b"), nothing, restart, nothing, lambda: history.write("d"), nothing]
         assert ids(follow(server, history, "--count", "1", steps=steps)) == ["m149", "b", "c", "d"]
+
+
+def test_following_works_through_a_server_that_keeps_no_connection(server: Server, history: History) -> None:
+    """It looks like a restart at every poll, and must not become a loop or repeat anything."""
+    server.answer = lambda request: history.answer(request)._replace(headers=(("Connection", "close"),))
+    for number in range(150):
+        history.write(f"old{number}")
+    steps = [lambda: history.write("a"), nothing, lambda: history.write("b"), nothing]
+    assert ids(follow(server, history, "--count", "1", steps=steps)) == ["old149", "a", "b"]
 
 
 def test_following_ends_when_the_relay_refuses(server: Server, history: History) -> None:

@@ -161,6 +161,18 @@ def test_several_messages_for_programs_are_one_array(console: Console, server: S
     assert json.loads(console("messages", "get", "msg_1", "msg_1", "--json").out) == [a_message()] * 2
 
 
+@pytest.mark.parametrize(
+    ("command", "shape"), [("messages", a_message()), ("dlq", a_letter()), ("schedules", a_schedule())]
+)
+def test_several_things_are_shown_with_a_line_between_them(
+    console: Console, server: Server, command: str, shape: dict[str, Any]
+) -> None:
+    server.says({**shape, "events": []})
+    one, two = console(command, "get", "a").out, console(command, "get", "a", "b").out
+    assert two == f"{one}\n{one}"
+    assert len(json.loads(console(command, "get", "a", "b", "--json").out)) == 2
+
+
 def test_a_dead_letter_is_shown_with_its_last_answer(console: Console, server: Server) -> None:
     body = b64encode(b"\xff\xfe").decode()
     letter = a_letter(
@@ -218,6 +230,14 @@ def test_a_log_reads_downwards_in_time(console: Console, server: Server) -> None
         "2027-01-15T09:00:00.005  ACTIVE            msg_1  https://example.com/hook",
     ]
     assert json.loads(console("logs", "--json").out) == latest_first[::-1]
+
+
+def test_a_log_that_goes_further_back_says_so_unless_that_was_asked_for(
+    console: Console, server: Server
+) -> None:
+    server.says({"events": [an_entry()] * 50, "cursor": "c"})
+    assert console("logs").err == "relay: these are the latest 50; --count shows more\n"
+    assert console("logs", "--count", "20").err == ""
 
 
 def test_a_log_line_says_why_and_what_comes_next(console: Console, server: Server) -> None:

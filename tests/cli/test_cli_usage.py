@@ -309,6 +309,12 @@ def test_a_limited_cancel_asks_in_the_portions_the_api_takes(console: Console, s
     assert [dict(request.query)["count"] for request in server.requests] == ["500", "500", "100"]
 
 
+def test_a_limited_cancel_ends_when_nothing_is_left(console: Console, server: Server) -> None:
+    server.says({"cancelled": 30})
+    assert console("messages", "cancel", "--label", "x", "--count", "900", "--yes").out == "30 cancelled\n"
+    assert len(server.requests) == 1
+
+
 @pytest.mark.parametrize(
     ("typed", "code", "asked"), [(b"y\n", 0, 1), (b"n\n", 130, 0), (b"\n", 130, 0), (b"", 130, 0)]
 )
@@ -338,6 +344,17 @@ def test_the_question_says_how_many_dead_letters_it_is_about(
     result = console("dlq", "delete", "--all", *flags, typed=b"n\n")
     assert result == (130, "", f"{question} [y/N] ")
     assert [request.method for request in server.requests] == ["GET"]
+
+
+def test_a_retry_that_was_not_agreed_to_sends_nothing(console: Console, server: Server) -> None:
+    server.says({"messages": [a_letter()]})
+    assert console("dlq", "retry", "--all", typed=b"no\n") == (130, "", "Send 1 dead letter again? [y/N] ")
+    assert [request.method for request in server.requests] == ["GET"]
+
+
+def test_a_dead_letter_sent_again_is_named_with_its_new_message(console: Console, server: Server) -> None:
+    server.answer = lambda request: server.json({"messageId": "msg_9"}, 201)
+    assert console("dlq", "retry", "1-0") == (0, "1-0  sent again as msg_9\n", "")
 
 
 def test_nothing_is_asked_when_there_is_no_dead_letter_to_act_on(console: Console, server: Server) -> None:
