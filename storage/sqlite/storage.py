@@ -142,6 +142,11 @@ class SqliteStorage:
         self._searches = Readers(path, 2)
 
     @property
+    def path(self) -> Path:
+        """The database file."""
+        return self._path
+
+    @property
     def last_id(self) -> int:
         return self._last_id
 
