@@ -21,11 +21,14 @@ from relay.api.connection import ApiRunner
 from relay.api.publish import PREFIX
 from relay.api.services import Services
 from relay.clock import FakeClock
+from relay.domain.cron import Cron
 from relay.domain.delivery import Attempt, settle
-from relay.domain.message import Message, TenantId
+from relay.domain.message import Message, MessageId, TenantId
+from relay.domain.schedule import Run, RunOutcome, scheduled_message
 from relay.domain.tenant import Limits, Principal, Tenant
 from relay.ids import Ids
-from storage.protocol import ClaimTerms, Receipt, Storage
+from relay.wire.json import message_id_text
+from storage.protocol import ClaimTerms, Firing, Receipt, Storage
 from storage.sqlite import open_sqlite
 from tests.api.specification import ALIASES, Specification
 from tests.builders import OTHER_TENANT, TENANT
@@ -206,6 +209,61 @@ class Rig:
         assert list(await self.storage.settle(settlements)) == []
         self.clock.advance(5)
         return len(settlements)
+
+    async def schedule(
+        self,
+        destination: str = "https://example.com/hook",
+        *,
+        cron: str = "*/10 * * * *",
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        token: str = TOKEN,
+    ) -> str:
+        """The id of a schedule that was accepted."""
+        reply = await self.call(
+            "POST",
+            f"/v2/schedules/{destination}",
+            body=body,
+            headers={**(headers or {}), "Upstash-Cron": cron},
+            token=token,
+        )
+        assert reply.status == 200, reply.body
+        assert set(reply.json) == {"scheduleId"}
+        schedule_id = reply.json["scheduleId"]
+        assert isinstance(schedule_id, str)
+        return schedule_id
+
+    async def show_schedule(self, schedule_id: str, *, token: str = TOKEN) -> Any:
+        reply = await self.call("GET", f"/v2/schedules/{schedule_id}", token=token)
+        assert reply.status == 200, reply.body
+        return reply.json
+
+    async def fire(self, schedule_id: str, *, error: str | None = None) -> str | None:
+        """Let a tick pass; the id of its message, or None when it failed with `error`."""
+        view = await self.storage.schedule(TENANT, schedule_id)
+        assert view is not None
+        assert view.schedule.next_at is not None
+        self.clock.advance(max(0, view.schedule.next_at - self.clock.now()))
+        now = self.clock.now()
+        message = scheduled_message(view.schedule, id=MessageId(self.services.ids.next(now)), now=now)
+        messages = (message,) if error is None else ()
+        run = Run(
+            tick_at=view.schedule.next_at,
+            fired_at=now,
+            outcome=RunOutcome.FIRED if error is None else RunOutcome.FAILED,
+            message_ids=tuple(message.id for message in messages),
+        )
+        assert await self.storage.fire(
+            Firing(
+                schedule=view.schedule,
+                runs=(run,),
+                messages=messages,
+                next_at=Cron.parse(view.schedule.cron).next_after(now),
+                error=error,
+            ),
+            now=now,
+        )
+        return message_id_text(message.id) if error is None else None
 
     async def dead_letter(
         self,
