@@ -31,6 +31,7 @@ class Selection(Struct, frozen=True, kw_only=True):
     schedule_ids: tuple[str, ...] = ()
     flow_keys: tuple[str, ...] = ()
     caller_ips: tuple[str, ...] = ()
+    #: 0 means that no HTTP response came.
     response_statuses: tuple[int, ...] = ()
     states: tuple[State, ...] = ()
     from_at: int | None = None

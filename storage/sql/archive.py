@@ -132,7 +132,7 @@ def dead_letters(
     where += _page("d.id", selection, order, start, bind)
     where += instants("d.failed_at", selection, bind)
     if selection.response_statuses:
-        where.append(f"d.status IN {bind.several(selection.response_statuses)}")
+        where.append(f"coalesce(d.status, 0) IN {bind.several(selection.response_statuses)}")
     of_message = list(conditions(selection, tenant, bind))
     join = " CROSS JOIN messages m" if of_message else ""
     where += ["m.id = d.message_id", *of_message] if of_message else []
