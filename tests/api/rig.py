@@ -22,7 +22,7 @@ from relay.api.publish import PREFIX
 from relay.api.services import Services
 from relay.clock import FakeClock
 from relay.domain.cron import Cron
-from relay.domain.delivery import Attempt, settle
+from relay.domain.delivery import Attempt, released, settle
 from relay.domain.message import Message, MessageId, TenantId
 from relay.domain.schedule import Run, RunOutcome, scheduled_message
 from relay.domain.tenant import Limits, Principal, Tenant
@@ -209,6 +209,13 @@ class Rig:
         assert list(await self.storage.settle(settlements)) == []
         self.clock.advance(5)
         return len(settlements)
+
+    async def hand_back(self) -> None:
+        """Take everything that is due and give it back unsent, as a shutdown does."""
+        now = self.clock.now()
+        claimed = await self.storage.claim(ClaimTerms(limit=1000, lease_ms=30_000), now=now)
+        assert claimed.claims
+        await self.storage.settle([released(claim, now=now) for claim in claimed.claims])
 
     async def schedule(
         self,
