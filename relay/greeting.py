@@ -18,7 +18,10 @@ _PYTHON = (
 
 
 def text(mode: Mode, url: str, credentials: Credentials, *, command: str) -> str:
-    """The greeting; `command` is how this relay was called. Without a token to tell (it is configured, or was told by an earlier start), one line."""
+    """The greeting; `command` is how this relay was called.
+
+    Without a token to tell (it is configured, or was told by an earlier start) it is one line.
+    """
     if credentials.token is None:
         return f"Relay is running at {url}"
     lines = [

@@ -138,6 +138,7 @@ class Engine:
         finally:
             if terms is not None:
                 self._reserved -= terms.limit
+                self._slots_freed.set()
         for claim in published.claims:
             self._start(claim, now)
         duplicates = sum(1 for receipt in published.receipts if receipt.deduplicated)
@@ -238,7 +239,13 @@ class Engine:
 
     @property
     def in_flight(self) -> int:
+        """Deliveries claimed and not yet settled."""
         return len(self._flights)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something that is due may be waiting in storage."""
+        return self._behind
 
     # --- one attempt ------------------------------------------------------------------------------------------
 
@@ -330,13 +337,13 @@ class Engine:
         return max(0, min(slots, left // self._mean_bytes))
 
     async def _wait_for_room(self) -> int:
-        """Room for a batch worth a transaction; after `_GATHER_MS`, room for anything."""
-        worth = min(_CLAIM_BATCH, self._settings.max_in_flight) // 4
+        """Room for a batch worth a transaction; after `_GATHER_MS`, or when no more will come, for anything."""
+        worth = max(1, min(_CLAIM_BATCH, self._settings.max_in_flight) // 4)
         room = self._room()
         if room >= worth:
             return room
         gather_until = self._clock.now() + _GATHER_MS
-        while room < worth and not self._draining:
+        while room < worth and (self._flights or not room) and not self._draining:
             self._slots_freed.clear()
             freed = await self._clock.wait(
                 self._slots_freed, gather_until if room else self._clock.now() + _POLL_MS

@@ -1,0 +1,409 @@
+"""The engine against real storage, with a destination that does what each test says."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import ClassVar, cast
+
+import pytest
+
+from relay.clock import FakeClock
+from relay.config import Config
+from relay.domain.delivery import MAX_LOST_LEASES, Attempt, Change, Settlement, State, settle
+from relay.domain.errors import Unavailable
+from relay.domain.message import Message, MessageId, TenantId
+from relay.domain.selection import Order, Selection
+from relay.engine.engine import Engine, Store
+from relay.engine.settler import Settler
+from relay.ids import text_of
+from relay.metrics import Metrics
+from relay.wire.outbound import Outgoing
+from storage.protocol import ClaimTerms, Storage, Work
+from storage.sqlite import open_sqlite
+from tests.builders import NOW, TENANT, a_claim, a_message, an_attempt
+from tests.engine.stepped import Faulty, Lines, storage_is_away
+
+_PATIENCE_S = 20
+
+
+@pytest.fixture
+async def storage(tmp_path: Path) -> AsyncIterator[Storage]:
+    opened = await open_sqlite(f"sqlite:///{tmp_path}/relay.db")
+    yield opened
+    await opened.close()
+
+
+class Destination:
+    """Stands where the network is: `answer` decides what each request gets; `requests` are those that came."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self._clock = clock
+        self.requests: list[Outgoing] = []
+        self.status = 200
+        self.headers: tuple[tuple[str, str], ...] = ()
+        self.answer: Callable[[], Awaitable[None]] = self._at_once
+
+    async def send(self, outgoing: Outgoing, *, timeout_ms: int) -> Attempt:
+        self.requests.append(outgoing)
+        started_at = self._clock.now()
+        await self.answer()
+        return Attempt(
+            started_at=started_at, ended_at=self._clock.now(), status=self.status, headers=self.headers
+        )
+
+    async def _at_once(self) -> None:
+        pass
+
+
+class Unsigned:
+    async def sign(self, tenant: TenantId, *, url: str, body: bytes) -> str:
+        return "signature"
+
+
+class Rig:
+    """One engine on a clock that stands still until told."""
+
+    def __init__(self, storage: object, config: Config | None = None) -> None:
+        self.storage = cast(Storage, storage)
+        self.clock = FakeClock(NOW)
+        self.destination = Destination(self.clock)
+        self.lines = Lines()
+        self.engine = Engine(
+            cast(Store, storage),
+            sender=self.destination,
+            signer=Unsigned(),
+            settings=config or Config(),
+            clock=self.clock,
+            log=self.lines,
+            metrics=Metrics(),
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        loops = [
+            asyncio.create_task(loop())
+            for loop in (self.engine.claim_loop, self.engine.settle_loop, self.engine.renew_loop)
+        ]
+        try:
+            await self.until(lambda: not self.engine.is_behind)
+            yield
+        finally:
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        """Wait until it is true, letting everything else run."""
+        async with asyncio.timeout(_PATIENCE_S):
+            while not true():
+                await asyncio.sleep(0)
+
+    async def settled(self) -> None:
+        await self.until(lambda: self.engine.in_flight == 0)
+
+    async def states(self, id: MessageId) -> list[State]:
+        """The message's log, oldest first."""
+        events = await self.storage.events(
+            TENANT, Selection(message_ids=(id,)), order=Order.EARLIEST_FIRST, start=None, limit=100
+        )
+        return [state for event in events for state in event.change.states]
+
+    async def until_state(self, id: MessageId, state: State) -> list[State]:
+        async with asyncio.timeout(_PATIENCE_S):
+            while state not in (states := await self.states(id)):
+                await asyncio.sleep(0)
+        return states
+
+
+@pytest.fixture
+def rig(storage: Storage) -> Rig:
+    return Rig(storage)
+
+
+async def test_a_message_that_is_due_is_delivered_with_its_publish(rig: Rig) -> None:
+    async with rig.running():
+        message = a_message()
+        (receipt,) = await rig.engine.publish([message])
+        assert receipt.message_id == message.id
+        await rig.settled()
+        assert await rig.states(message.id) == [State.CREATED, State.ACTIVE, State.DELIVERED]
+    assert len(rig.destination.requests) == 1
+
+
+async def test_a_delayed_message_is_delivered_when_it_is_due_and_not_before(rig: Rig) -> None:
+    async with rig.running():
+        message = a_message(not_before=NOW + 60_000)
+        await rig.engine.publish([message])
+        rig.clock.advance(59_999)
+        other = a_message()
+        await rig.engine.publish([other])
+        await rig.until_state(other.id, State.DELIVERED)
+        assert await rig.states(message.id) == [State.CREATED]
+        rig.clock.advance(1)
+        await rig.until_state(message.id, State.DELIVERED)
+
+
+async def test_a_failure_is_retried_after_its_delay_and_ends_in_a_dead_letter(rig: Rig) -> None:
+    rig.destination.status = 500
+    async with rig.running():
+        message = a_message(max_retries=1, retry_delay="5000")
+        await rig.engine.publish([message])
+        await rig.settled()
+        assert await rig.states(message.id) == [State.CREATED, State.ACTIVE, State.ERROR, State.RETRY]
+        rig.clock.advance(5_000)
+        states = await rig.until_state(message.id, State.FAILED)
+        assert states[-3:] == [State.ACTIVE, State.ERROR, State.FAILED]
+    (dead,) = await rig.storage.dead_letters(
+        TENANT, Selection(), order=Order.EARLIEST_FIRST, start=None, limit=10
+    )
+    assert (dead.message.id, dead.attempt.status, dead.retried) == (message.id, 500, 1)
+
+
+async def test_the_destination_decides_when_it_is_asked_again(rig: Rig) -> None:
+    rig.destination.status = 429
+    rig.destination.headers = (("Retry-After", "30"),)
+    async with rig.running():
+        message = a_message(retry_delay="5000")
+        await rig.engine.publish([message])
+        await rig.settled()
+    (retried,) = [
+        event
+        for event in await rig.storage.events(
+            TENANT, Selection(), order=Order.EARLIEST_FIRST, start=None, limit=10
+        )
+        if event.change is Change.RETRIED
+    ]
+    assert retried.next_at == NOW + 30_000
+
+
+async def test_what_waits_is_not_overtaken_by_what_is_published_later(storage: Storage) -> None:
+    rig = Rig(storage, Config(max_in_flight=1))
+    release = asyncio.Event()
+    rig.destination.answer = lambda: _wait(release)
+    messages = [a_message(created_at=NOW + n, not_before=NOW) for n in range(5)]
+    async with rig.running():
+        for message in messages:
+            await rig.engine.publish([message])
+        assert rig.engine.in_flight == 1
+        release.set()
+        for message in messages:
+            await rig.until_state(message.id, State.DELIVERED)
+    assert [_message_id(request) for request in rig.destination.requests] == [
+        _text(message) for message in messages
+    ]
+
+
+async def test_no_more_bodies_are_held_than_the_budget_allows(storage: Storage) -> None:
+    body = b"x" * 100_000
+    rig = Rig(storage, Config(max_in_flight_bytes=4 * len(body)))
+    release = asyncio.Event()
+    rig.destination.answer = lambda: _wait(release)
+    messages = [a_message(body=body) for _ in range(20)]
+    async with rig.running():
+        for message in messages:
+            await rig.engine.publish([message])
+        await rig.until(lambda: len(rig.destination.requests) >= 3)
+        assert rig.engine.in_flight <= 5
+        release.set()
+        for message in messages:
+            await rig.until_state(message.id, State.DELIVERED)
+
+
+async def test_a_lease_is_renewed_for_as_long_as_the_attempt_takes(rig: Rig) -> None:
+    release = asyncio.Event()
+    rig.destination.answer = lambda: _wait(release)
+    async with rig.running():
+        message = a_message()
+        await rig.engine.publish([message])
+        await rig.until(lambda: len(rig.destination.requests) == 1)
+        lease_ms = Config().lease_ms
+        for _ in range(12):
+            # Another process would take it over if it were not renewed.
+            rig.clock.advance(lease_ms // 6)
+            await _let_loops_run()
+            stolen = await rig.storage.claim(ClaimTerms(limit=10, lease_ms=1), now=rig.clock.now())
+            assert stolen.claims == []
+        release.set()
+        await rig.until_state(message.id, State.DELIVERED)
+
+
+async def test_an_outcome_that_comes_after_its_lease_was_taken_over_is_refused(rig: Rig) -> None:
+    release = asyncio.Event()
+    rig.destination.answer = lambda: _wait(release)
+    async with rig.running():
+        message = a_message()
+        await rig.engine.publish([message])
+        await rig.until(lambda: len(rig.destination.requests) == 1)
+        taken = await rig.storage.claim(ClaimTerms(limit=1, lease_ms=60_000), now=NOW + Config().lease_ms + 1)
+        assert [claim.claim_no for claim in taken.claims] == [2]
+        release.set()
+        await rig.settled()
+        assert State.DELIVERED not in await rig.states(message.id)
+        assert len(rig.lines.named("settlement.refused")) == 1
+
+
+async def test_a_message_whose_workers_keep_dying_ends_in_a_dead_letter_without_being_sent_again(
+    rig: Rig,
+) -> None:
+    message = a_message(max_retries=0)
+    await rig.storage.publish([message], now=NOW)
+    for n in range(MAX_LOST_LEASES):
+        claimed = await rig.storage.claim(ClaimTerms(limit=1, lease_ms=1_000), now=NOW + n * 2_000)
+        assert len(claimed.claims) == 1
+    rig.clock.advance(MAX_LOST_LEASES * 2_000)
+    async with rig.running():
+        states = await rig.until_state(message.id, State.FAILED)
+    assert states[-2:] == [State.ERROR, State.FAILED]
+    assert rig.destination.requests == []
+
+
+async def test_a_bug_while_sending_is_a_failed_attempt_and_not_a_stuck_message(rig: Rig) -> None:
+    rig.destination.answer = _raise_zero_division
+    async with rig.running():
+        message = a_message(max_retries=0)
+        await rig.engine.publish([message])
+        await rig.until_state(message.id, State.FAILED)
+    (broke,) = rig.lines.named("delivery.broke")
+    assert isinstance(broke["exc"], ZeroDivisionError)
+
+
+async def test_outcomes_wait_for_storage_to_come_back(storage: Storage) -> None:
+    faulty = Faulty(storage)
+    rig = Rig(_WithHint(faulty, storage))
+    async with rig.running():
+        message = a_message()
+        await rig.engine.publish([message])
+        faulty.before = _only("settle", storage_is_away)
+        await rig.until(lambda: len(rig.lines.named("settler.waiting")) > 0)
+        assert rig.engine.in_flight == 1
+        faulty.before = _nothing_wrong
+        while not await rig.storage.events(
+            TENANT, Selection(states=(State.DELIVERED,)), order=Order.LATEST_FIRST, start=None, limit=1
+        ):
+            rig.clock.advance(100)
+            await _let_loops_run()
+        await rig.settled()
+
+
+async def test_a_publish_that_storage_cannot_commit_is_not_accepted_and_leaks_no_slot(
+    storage: Storage,
+) -> None:
+    faulty = Faulty(storage)
+    rig = Rig(_WithHint(faulty, storage), Config(max_in_flight=1))
+    async with rig.running():
+        faulty.before = _only("publish", storage_is_away)
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                await rig.engine.publish([a_message()])
+        faulty.before = _nothing_wrong
+        message = a_message()
+        await rig.engine.publish([message])
+        await rig.until_state(message.id, State.DELIVERED)
+
+
+async def test_a_drain_waits_for_what_is_in_flight(rig: Rig) -> None:
+    release = asyncio.Event()
+    rig.destination.answer = lambda: _wait(release)
+    async with rig.running():
+        message = a_message()
+        await rig.engine.publish([message])
+        drained = asyncio.create_task(rig.engine.drain(NOW + 10_000))
+        await _let_loops_run()
+        assert not drained.done()
+        release.set()
+        await drained
+        assert await rig.states(message.id) == [State.CREATED, State.ACTIVE, State.DELIVERED]
+
+
+async def test_what_a_drain_cuts_short_is_handed_back_due_at_once_without_spending_a_try(rig: Rig) -> None:
+    rig.destination.answer = lambda: _wait(asyncio.Event())
+    async with rig.running():
+        message = a_message(max_retries=0)
+        await rig.engine.publish([message])
+        await rig.until(lambda: len(rig.destination.requests) == 1)
+        drained = asyncio.create_task(rig.engine.drain(NOW + 10_000))
+        await _let_loops_run()
+        rig.clock.advance(10_000)
+        await drained
+    again = await rig.storage.claim(ClaimTerms(limit=1, lease_ms=1_000), now=rig.clock.now())
+    (claim,) = again.claims
+    assert (claim.message.id, claim.retried, claim.lost_leases) == (message.id, 0, 0)
+
+
+async def test_a_draining_engine_still_accepts_but_starts_nothing(rig: Rig) -> None:
+    async with rig.running():
+        await rig.engine.drain(NOW + 1_000)
+        message = a_message()
+        await rig.engine.publish([message])
+        assert await rig.states(message.id) == [State.CREATED]
+
+
+async def test_one_settlement_that_storage_cannot_digest_does_not_hold_up_its_neighbours(rig: Rig) -> None:
+    poison, good = (settle(a_claim(), an_attempt()) for _ in range(2))
+
+    class Indigestible:
+        written: ClassVar[list[Settlement]] = []
+
+        async def settle(self, settlements: Sequence[Settlement]) -> Sequence[MessageId]:
+            if poison in settlements:
+                raise ValueError("cannot be written")
+            self.written.extend(settlements)
+            return []
+
+    freed: list[Settlement] = []
+    storage = Indigestible()
+    settler = Settler(
+        cast(Work, storage), clock=rig.clock, log=rig.lines, metrics=Metrics(), settled=freed.extend
+    )
+    for settlement in (good, poison):
+        settler.put(settlement)
+    loop = asyncio.create_task(settler.run())
+    await rig.until(lambda: len(freed) == 2)
+    loop.cancel()
+    assert storage.written == [good]
+    assert len(rig.lines.named("settlement.failed")) == 1
+
+
+class _WithHint:
+    """`Faulty` verbs, and the hint of the real storage, which is not a coroutine."""
+
+    def __init__(self, faulty: Faulty, storage: Storage) -> None:
+        self._faulty = faulty
+        self.on_work = storage.on_work
+
+    def __getattr__(self, verb: str) -> object:
+        return getattr(self._faulty, verb)
+
+
+def _only(verb: str, trouble: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    async def before(called: str, *args: object) -> None:
+        if called == verb:
+            await trouble(called, *args)
+
+    return before
+
+
+async def _nothing_wrong(verb: str, *args: object) -> None:
+    pass
+
+
+async def _wait(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+async def _raise_zero_division() -> None:
+    raise ZeroDivisionError
+
+
+async def _let_loops_run() -> None:
+    for _ in range(200):
+        await asyncio.sleep(0)
+
+
+def _text(message: Message) -> bytes:
+    return text_of("msg_", message.id).encode()
+
+
+def _message_id(request: Outgoing) -> bytes:
+    return request.head.partition(b"Upstash-Message-Id: ")[2].partition(b"\r\n")[0]
