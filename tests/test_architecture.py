@@ -18,6 +18,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "relay/__main__": frozenset({"relay.cli"}),
     "relay/clock": frozenset(),
     "relay/ids": frozenset(),
+    "relay/fresh": frozenset({"relay.clock"}),
     "relay/log": frozenset({"orjson"}),
     "relay/metrics": frozenset({"prometheus_client"}),
     "relay/config": frozenset({"relay.domain"}),
@@ -29,14 +30,14 @@ ALLOWED: dict[str, frozenset[str]] = {
     ),
     "relay/api": frozenset(
         {
-            "relay.api", "relay.wire", "relay.domain", "relay.clock", "relay.ids", "relay.log", "storage.protocol",
-            "aiohttp", "multidict", "msgspec", "orjson", "yarl",
+            "relay.api", "relay.wire", "relay.domain", "relay.clock", "relay.fresh", "relay.ids", "relay.log",
+            "storage.protocol", "aiohttp", "multidict", "msgspec", "orjson", "yarl",
         }
     ),
     "relay/engine": frozenset(
         {
-            "relay.engine", "relay.wire", "relay.domain", "relay.clock", "relay.ids", "relay.log", "relay.metrics",
-            "storage.protocol", "signing", "aiohttp", "multidict", "msgspec", "yarl", "certifi",
+            "relay.engine", "relay.wire", "relay.domain", "relay.clock", "relay.fresh", "relay.ids", "relay.log",
+            "relay.metrics", "storage.protocol", "signing", "aiohttp", "multidict", "msgspec", "yarl", "certifi",
         }
     ),
     "relay/cli": frozenset({"relay.cli", "relay.main", "relay.domain.duration", "rich"}),

@@ -1,7 +1,15 @@
 """Where a request came from."""
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+
+
+@lru_cache(maxsize=4096)
+def address_text(peer: str) -> str | None:
+    """A peer's address as it is shown, an IPv4 one never in its IPv6 clothes; None for what is none."""
+    address = _address_of(peer)
+    return None if address is None else str(address)
 
 
 def caller_ip(

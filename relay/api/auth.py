@@ -16,6 +16,7 @@ from relay.clock import Clock
 from relay.domain.errors import Forbidden, Unauthorized
 from relay.domain.message import TenantId
 from relay.domain.tenant import Principal
+from relay.fresh import Fresh
 
 #: A revoked token fails, on every node, within this time.
 _BELIEVED_MS = 1_000
@@ -58,9 +59,10 @@ class Authenticator:
 
     def __init__(self, tokens: Tokens, clock: Clock) -> None:
         self._tokens = tokens
-        self._clock = clock
         #: Found by a piece of the hash; the whole hash is compared in constant time.
-        self._known: dict[bytes, tuple[bytes, Principal, int]] = {}
+        self._fresh: Fresh[bytes, tuple[bytes, Principal]] = Fresh(
+            clock, fresh_ms=_BELIEVED_MS, most=_REMEMBERED
+        )
 
     async def caller(self, authorization: str | None, query: str) -> Caller:
         """Raises `Unauthorized` unless the Authorization header or the raw query holds a valid token."""
@@ -75,18 +77,14 @@ class Authenticator:
     async def _principal_of(self, token: str) -> Principal | None:
         digest = token_hash(token)
         index = digest[:_INDEX_BYTES]
-        now = self._clock.now()
-        known = self._known.get(index)
-        if known is not None and compare_digest(known[0], digest) and 0 <= now - known[2] < _BELIEVED_MS:
-            return known[1]
+        known = self._fresh.known(index)
+        if known is None or not compare_digest(known[0], digest):
+            known = await self._fresh.fetch(index, lambda: self._ask(digest))
+        return known[1] if known is not None and compare_digest(known[0], digest) else None
+
+    async def _ask(self, digest: bytes) -> tuple[bytes, Principal] | None:
         principal = await self._tokens.principal(digest)
-        if principal is None:
-            self._known.pop(index, None)
-            return None
-        if len(self._known) >= _REMEMBERED:
-            self._known.clear()
-        self._known[index] = (digest, principal, now)
-        return principal
+        return None if principal is None else (digest, principal)
 
 
 def _presented(authorization: str | None, query: str) -> Iterator[tuple[str, bool]]:

@@ -5,7 +5,7 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
-from relay.api.address import caller_ip
+from relay.api.address import address_text, caller_ip
 from relay.api.services import Services
 from relay.domain.errors import Invalid
 from relay.wire.target import Kind, Target
@@ -22,7 +22,7 @@ def query_of(raw_query: str) -> Sequence[tuple[str, str]]:
 
 def caller_address(services: Services, peer_ip: str | None, headers: Iterable[tuple[str, str]]) -> str | None:
     if not services.trusted_proxies:
-        return caller_ip(peer_ip, (), ())
+        return address_text(peer_ip or "")
     forwarded_for = [value for name, value in headers if name.lower() == "x-forwarded-for"]
     return caller_ip(peer_ip, forwarded_for, services.trusted_proxies)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from relay.clock import Clock
 from relay.domain.message import TenantId
+from relay.fresh import Fresh
 from signing import sign
 from storage.protocol import Catalog
 
@@ -18,7 +19,7 @@ class Signer:
         self._catalog = catalog
         self._clock = clock
         self._random_name = random_name
-        self._keys: dict[TenantId, tuple[str, int]] = {}
+        self._keys: Fresh[TenantId, str] = Fresh(clock, fresh_ms=_FRESH_MS, most=10_000)
 
     async def sign(self, tenant: TenantId, *, url: str, body: bytes) -> str:
         """The value of Upstash-Signature for this request, valid for five minutes from now.
@@ -26,17 +27,12 @@ class Signer:
         Raises `Unavailable` when the key has to be fetched and storage does not answer, and `KeyError` for a
         tenant that does not exist.
         """
-        now = self._clock.now()
-        known = self._keys.get(tenant)
-        if known is None or not 0 <= now - known[1] < _FRESH_MS:
-            known = await self._fetch(tenant, now)
-        return sign(key=known[0], url=url, body=body, now_s=now // 1000, jti=self._random_name("jwt_"))
-
-    async def _fetch(self, tenant: TenantId, now: int) -> tuple[str, int]:
-        stored = await self._catalog.tenant(tenant)
-        if stored is None:
+        key = self._keys.known(tenant) or await self._keys.fetch(tenant, lambda: self._current_key(tenant))
+        if key is None:
             raise KeyError(tenant)
-        if len(self._keys) >= 10_000:
-            self._keys.clear()
-        self._keys[tenant] = (stored.current_key, now)
-        return self._keys[tenant]
+        now_s = self._clock.now() // 1000
+        return sign(key=key, url=url, body=body, now_s=now_s, jti=self._random_name("jwt_"))
+
+    async def _current_key(self, tenant: TenantId) -> str | None:
+        stored = await self._catalog.tenant(tenant)
+        return None if stored is None else stored.current_key
