@@ -324,8 +324,9 @@ class _Lane(asyncio.Protocol):
     def _feed(self, data: bytes) -> None:
         if self.message is None:
             data = self._feed_head(data)
-            if self._waiter is None or self.message is None:
-                return
+        message = self.message
+        if message is None:
+            return
         payload = self._payload
         if data:
             if payload.is_eof() or self._parser.feed_data(data)[0]:
@@ -333,12 +334,13 @@ class _Lane(asyncio.Protocol):
             self._body_bytes += len(data)
         chunk = payload.read_nowait()
         if payload.is_eof():
-            # Bytes behind the answer would be taken for the beginning of the next one.
-            if (
-                not data.endswith(b"\r\n\r\n")
-                if self.message.chunked
-                else self._body_bytes != payload.total_bytes
-            ):
+            # What is left behind an answer would be taken for the beginning of the next. (The end of a chunked
+            # body that came in two parts is not recognised; that costs a connection and no answer.)
+            if message.chunked:
+                ended_exactly = data.endswith(b"\r\n\r\n")
+            else:
+                ended_exactly = self._body_bytes == payload.total_bytes
+            if not ended_exactly:
                 self._spent = True
             if self._chunks:
                 self._chunks += chunk

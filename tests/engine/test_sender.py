@@ -150,7 +150,7 @@ async def test_an_answer_to_no_question_is_not_taken_for_the_next() -> None:
     async with a_sender() as sender, ChaosServer(babbling) as server:
         assert (await sender.send(a_request(server.url()), timeout_ms=PATIENT_MS)).body == b"first"
         asked_once.set()
-        await dropped.wait()
+        await asyncio.wait_for(dropped.wait(), 10)
         assert (await sender.send(a_request(server.url()), timeout_ms=PATIENT_MS)).body == b"first"
         assert server.connections == 2
 
@@ -182,7 +182,7 @@ async def test_each_connection_rests_its_own_time() -> None:
         assert {await asyncio.wait_for(closed.get(), 10) for _ in range(2)} == {1, 2}
 
 
-async def test_a_connection_in_use_again_does_not_count_as_resting() -> None:
+async def test_neither_rest_nor_deadline_of_an_earlier_attempt_end_a_later_one() -> None:
     async def slow_the_second_time(caller: Caller) -> None:
         await caller.request()
         caller.write(an_answer())
@@ -192,7 +192,7 @@ async def test_a_connection_in_use_again_does_not_count_as_resting() -> None:
         await caller.gone()
 
     async with a_sender(idle_ms=SHORT_MS) as sender, ChaosServer(slow_the_second_time) as server:
-        await sender.send(a_request(server.url()), timeout_ms=PATIENT_MS)
+        await sender.send(a_request(server.url()), timeout_ms=SHORT_MS)
         assert (await sender.send(a_request(server.url()), timeout_ms=PATIENT_MS)).body == b"second"
         assert server.connections == 1
 
