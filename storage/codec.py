@@ -43,13 +43,16 @@ CREATED, ACTIVE, RETRY = 1, 2, 3
 #: Changes after which nothing follows.
 FINAL_CHANGES = frozenset(change for change in Change if not FINAL.isdisjoint(change.states))
 
-MESSAGE_COLUMNS = (
-    "id, tenant, created_at, not_before, url, method, headers, max_retries, retry_delay, timeout_ms, caller_ip, "
-    "url_group, endpoint, schedule_id, queue, labels, terms, dedup_key, body, host, path, flow_key"
+#: What every message has, then what most do without.
+MESSAGE_COMMON = "id, tenant, created_at, not_before, url, method, headers, max_retries, body, host, path"
+MESSAGE_RARE = (
+    "caller_ip, retry_delay, timeout_ms, url_group, endpoint, schedule_id, queue, labels, terms, dedup_key, "
+    "flow_key"
 )
-MESSAGE_WIDTH = 22
 #: The columns a message is read from: the others only serve filters.
-MESSAGE_READ = ", ".join(f"m.{name}" for name in MESSAGE_COLUMNS.split(", ")[:19])
+MESSAGE_READ = ", ".join(
+    f"m.{name}" for name in (*MESSAGE_COMMON.split(", ")[:9], *MESSAGE_RARE.split(", ")[:10])
+)
 
 EVENT_COLUMNS = (
     "tenant, position, at, change, message_id, retried, next_at, duration_ms, status, error, response_headers, "
@@ -79,6 +82,11 @@ class _Terms(Struct, frozen=True, omit_defaults=True):
     source: int | None = None
 
 
+_NO_TERMS = _Terms()
+
+#: SQLite's drivers look for an adapter before they bind bytes, not before a bytearray: a short copy is cheaper.
+_CHEAPLY_COPIED = 8192
+
 _encoder = msgspec.json.Encoder()
 _headers_decoder = msgspec.json.Decoder(Headers)
 _labels_decoder = msgspec.json.Decoder(tuple[str, ...])
@@ -99,10 +107,28 @@ def decoded(rows: Iterable[Row], decode: Callable[[Row], T]) -> Sequence[T]:
 
 
 def message_row(message: Message) -> Row:
-    """In the order of MESSAGE_COLUMNS."""
+    """In the order of MESSAGE_COMMON."""
     request = message.request
-    origin = message.origin
+    body = request.body
     host, path = place_of(request.url)
+    return (
+        message.id,
+        message.tenant,
+        message.created_at,
+        message.not_before,
+        request.url,
+        request.method,
+        headers_text(request.headers),
+        message.retry.max_retries,
+        bytearray(body) if len(body) < _CHEAPLY_COPIED else body,
+        host,
+        path,
+    )
+
+
+def rare_row(message: Message) -> Row:
+    """In the order of MESSAGE_RARE."""
+    origin = message.origin
     flow = message.flow
     terms = None
     if (
@@ -122,17 +148,9 @@ def message_row(message: Message) -> Row:
             )
         )
     return (
-        message.id,
-        message.tenant,
-        message.created_at,
-        message.not_before,
-        request.url,
-        request.method,
-        headers_text(request.headers),
-        message.retry.max_retries,
-        message.retry.delay,
-        request.timeout_ms,
         origin.caller_ip,
+        message.retry.delay,
+        message.request.timeout_ms,
         origin.url_group,
         origin.endpoint,
         origin.schedule_id,
@@ -140,9 +158,6 @@ def message_row(message: Message) -> Row:
         _encode(message.labels) if message.labels else None,
         terms,
         message.dedup_key,
-        request.body,
-        host,
-        path,
         None if flow is None else flow.key,
     )
 
@@ -158,9 +173,10 @@ def message_of(row: Row) -> Message:
         method,
         headers,
         max_retries,
+        body,
+        caller_ip,
         retry_delay,
         timeout_ms,
-        caller_ip,
         url_group,
         endpoint,
         schedule_id,
@@ -168,9 +184,8 @@ def message_of(row: Row) -> Message:
         labels,
         terms,
         dedup_key,
-        body,
     ) = row
-    rare = _Terms() if terms is None else _decode(terms, _terms_decoder)
+    rare = _NO_TERMS if terms is None else _decode(terms, _terms_decoder)
     return Message(
         id=id_,
         tenant=tenant,

@@ -7,13 +7,13 @@ from relay.domain.delivery import Change
 from relay.domain.message import MessageId, TenantId
 from relay.domain.selection import Selection
 from storage.codec import ACTIVE
-from storage.sql.script import Bulk, Parameters, Query, Script, write
+from storage.sql.script import Bulk, Parameters, Query, Script, marks, write
 from storage.sql.selection import conditions, instants, narrow
 
 #: Deliveries cancelled in one transaction.
 BITE = 500
 
-_EVENTS = Bulk("INSERT INTO events (tenant, position, at, change, message_id, retried)", 6)
+_EVENTS = Bulk("INSERT INTO events (tenant, position, at, change, message_id, retried)", marks(6))
 
 
 class Cancelled(NamedTuple):

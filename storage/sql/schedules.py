@@ -20,7 +20,7 @@ from storage.codec import (
     schedule_row,
 )
 from storage.protocol import DueSchedule, Firing, ScheduleView
-from storage.sql.script import Bulk, Parameters, Query, Script, slices, write
+from storage.sql.script import Bulk, Parameters, Query, Script, marks, slices, write
 
 _READ = ", ".join(f"s.{name}" for name in SCHEDULE_COLUMNS.split(", "))
 
@@ -38,7 +38,7 @@ _SLICE = 500
 #: A tick can come twice when the clock was set back and the schedule put again; the later word counts.
 _INSERT_RUNS = Bulk(
     "INSERT INTO runs (tenant, schedule_id, tick_at, fired_at, outcome, message_ids)",
-    6,
+    marks(6),
     """ ON CONFLICT (tenant, schedule_id, tick_at) DO UPDATE
     SET fired_at = excluded.fired_at, outcome = excluded.outcome, message_ids = excluded.message_ids,
         states = NULL""",

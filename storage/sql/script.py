@@ -43,18 +43,17 @@ class Parameters:
 
 
 class Bulk:
-    """A statement around a list of rows: `before` VALUES (...), (...) `after`.
+    """A statement around a list of rows: `before` VALUES `row`, `row`, ... `after`.
 
     One statement for 64 rows lets go of the interpreter's lock twice where 64 statements do so 128 times, and
     each time it may have to wait for a busy event loop to give it back.
+
+    `row` has a `?` for each value and may hold constants. It pays: binding a None (or bytes) costs these drivers
+    about 1 us, since they look for an adapter first, and a NULL in the text nothing.
     """
 
-    def __init__(self, before: str, width: int, after: str = "") -> None:
-        def rows(size: int) -> str:
-            starts = range(1, size * width, width)
-            return ", ".join(f"({', '.join(f'?{start + n}' for n in range(width))})" for start in starts)
-
-        self._texts = {size: f"{before} VALUES {rows(size)}{after}" for size in CHUNKS}
+    def __init__(self, before: str, row: str, after: str = "") -> None:
+        self._texts = {size: f"{before} VALUES {', '.join([row] * size)}{after}" for size in CHUNKS}
 
     def queries(self, rows: Sequence[Row]) -> Iterator[Query]:
         """The statements that cover all rows, in order."""
@@ -64,6 +63,11 @@ class Bulk:
                 chunk = rows[start : start + size]
                 start += size
                 yield Query(self._texts[size], list(chain.from_iterable(chunk)))
+
+
+def marks(count: int) -> str:
+    """`(?, ?, ...)`"""
+    return f"({', '.join('?' * count)})"
 
 
 def write(bulk: Bulk, rows: Sequence[Row]) -> Script[None]:

@@ -14,71 +14,84 @@ from storage.codec import (
     ACTIVE,
     CREATED,
     DEAD_LETTER_COLUMNS,
-    EVENT_COLUMNS,
     FINAL_CHANGES,
-    MESSAGE_COLUMNS,
+    MESSAGE_COMMON,
+    MESSAGE_RARE,
     MESSAGE_READ,
-    MESSAGE_WIDTH,
     RETRY,
     Row,
     dead_letter_row,
     headers_text,
     message_of,
     message_row,
+    rare_row,
     storable,
 )
 from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Published, Receipt
-from storage.sql.script import Bulk, Parameters, slices
+from storage.sql.script import Bulk, Parameters, marks, slices
 from storage.sqlite.writer import Tx
 
 #: What history says when a lease was taken over: nobody knows what the lost attempt did.
 LOST = "the worker that held the lease was lost; the outcome of its attempt is unknown"
 
-_INSERT_MESSAGES = Bulk(f"INSERT INTO messages ({MESSAGE_COLUMNS})", MESSAGE_WIDTH)
-_INSERT_LABELS = Bulk("INSERT INTO message_labels (tenant, label, message_id)", 3)
-_INSERT_DELIVERIES = Bulk(
+_MESSAGE = f"INSERT INTO messages ({MESSAGE_COMMON}"
+#: Most messages have nothing rare but the address they came from.
+_INSERT_PLAIN = Bulk(f"{_MESSAGE}, caller_ip)", marks(12))
+_INSERT_MESSAGES = Bulk(f"{_MESSAGE}, {MESSAGE_RARE})", marks(22))
+_NOTHING_RARE = (None,) * 10
+_INSERT_LABELS = Bulk("INSERT INTO message_labels (tenant, label, message_id)", marks(3))
+
+_DELIVERY = (
     "INSERT INTO deliveries"
-    " (tenant, id, state, due_at, retried, claim_no, lost_leases, cancel_requested, claimed_at)",
-    9,
+    " (tenant, id, due_at, claimed_at, state, retried, claim_no, lost_leases, cancel_requested)"
 )
-#: Most rows of history have no response: nine columns bound instead of twelve.
-_INSERT_EVENTS = Bulk(
-    "INSERT INTO events (tenant, position, at, change, message_id, retried, next_at, duration_ms, status)", 9
+_INSERT_WAITING = Bulk(_DELIVERY, f"(?, ?, ?, NULL, {CREATED}, 0, 0, 0, 0)")
+_INSERT_STARTED = Bulk(_DELIVERY, f"(?, ?, ?, ?, {ACTIVE}, 0, 1, 0, 0)")
+
+_EVENT = "INSERT INTO events (tenant, position, at, message_id, change, retried"
+_ADD_CREATED = Bulk(f"{_EVENT})", f"(?, ?, ?, ?, {Change.CREATED.value}, 0)")
+_ADD_DELAYED = Bulk(f"{_EVENT}, next_at)", f"(?, ?, ?, ?, {Change.CREATED.value}, 0, ?)")
+_ADD_STARTED_AT_ONCE = Bulk(f"{_EVENT})", f"(?, ?, ?, ?, {Change.STARTED_AT_ONCE.value}, 0)")
+_ADD_STARTED = Bulk(f"{_EVENT})", f"(?, ?, ?, ?, {Change.STARTED.value}, ?)")
+_ADD_STARTED_AGAIN = Bulk(f"{_EVENT}, error)", f"(?, ?, ?, ?, {Change.STARTED.value}, ?, '{LOST}')")
+_ADD_DELIVERED = Bulk(f"{_EVENT}, duration_ms, status)", f"(?, ?, ?, ?, {Change.DELIVERED.value}, ?, ?, ?)")
+_ADD_FAILED = Bulk(
+    f"{_EVENT}, duration_ms, status, next_at, error, response_headers, response_body)", marks(12)
 )
-_INSERT_FAILURES = Bulk(f"INSERT INTO events ({EVENT_COLUMNS})", 12)
-_INSERT_DEAD_LETTERS = Bulk(f"INSERT INTO dead_letters ({DEAD_LETTER_COLUMNS})", 11)
+_INSERT_DEAD_LETTERS = Bulk(f"INSERT INTO dead_letters ({DEAD_LETTER_COLUMNS})", marks(11))
+
 _PUT_DEDUP = Bulk(
     "INSERT INTO dedup (tenant, key, message_id, expires_at)",
-    4,
+    marks(4),
     " ON CONFLICT (tenant, key) DO UPDATE SET message_id = excluded.message_id, expires_at = excluded.expires_at",
 )
 _READ_DEDUP = Bulk(
     "WITH k (tenant, key) AS (",
-    2,
+    marks(2),
     """) SELECT d.tenant, d.key, d.message_id, d.expires_at
     FROM k JOIN dedup d ON d.tenant = k.tenant AND d.key = k.key""",
 )
-_FREE_DEDUP = Bulk("DELETE FROM dedup WHERE (tenant, key, message_id) IN (", 3, ")")
+_FREE_DEDUP = Bulk("DELETE FROM dedup WHERE (tenant, key, message_id) IN (", marks(3), ")")
 
 #: One row with the numbers of those that are not what they are taken for, NULL when all are.
 _MISMATCHES = Bulk(
     "WITH j (n, tenant, id, claim_no) AS (",
-    4,
+    marks(4),
     f""") SELECT group_concat(j.n)
     FROM j LEFT JOIN deliveries d ON d.tenant = j.tenant AND d.id = j.id
     WHERE d.claim_no IS NOT j.claim_no OR d.state <> {ACTIVE} OR d.cancel_requested""",
 )
-_DELETE_DELIVERIES = Bulk("DELETE FROM deliveries WHERE (tenant, id) IN (", 2, ")")
+_DELETE_DELIVERIES = Bulk("DELETE FROM deliveries WHERE (tenant, id) IN (", marks(2), ")")
 _KEEP_DELIVERIES = Bulk(
     "WITH j (tenant, id, state, due_at, retried, lost_leases) AS (",
-    6,
+    marks(6),
     """) UPDATE deliveries
     SET state = j.state, due_at = j.due_at, retried = j.retried, lost_leases = j.lost_leases, claimed_at = NULL
     FROM j WHERE deliveries.tenant = j.tenant AND deliveries.id = j.id""",
 )
 _EXTEND_LEASES = Bulk(
     "WITH j (tenant, id, due_at) AS (",
-    3,
+    marks(3),
     """) UPDATE deliveries SET due_at = j.due_at
     FROM j WHERE deliveries.tenant = j.tenant AND deliveries.id = j.id""",
 )
@@ -106,8 +119,11 @@ def publish(
     keys = _dedup_keys(tx, [message for call in calls for message in call.messages])
     taken: list[Row] = []
     messages: list[Message] = []
-    deliveries: list[Row] = []
-    events: list[Row] = []
+    started: list[Row] = []
+    started_events: list[Row] = []
+    waiting: list[Row] = []
+    created_events: list[Row] = []
+    delayed_events: list[Row] = []
     answers = []
     for accepted, now, terms in calls:
         receipts = []
@@ -130,19 +146,26 @@ def publish(
             receipts.append(Receipt(message_id=id_))
             messages.append(message)
             due_at = message.not_before
-            if due_at <= now and len(claims) < room:
-                claims.append(Claim(message=message, claim_no=1, claimed_at=now))
-                deliveries.append((tenant, id_, ACTIVE, now + lease_ms, 0, 1, 0, 0, now))
-                change, next_at = Change.STARTED_AT_ONCE, None
-            else:
+            event = (tenant, tx.position(now), now, id_)
+            if due_at > now:
+                waiting.append((tenant, id_, due_at))
+                delayed_events.append((*event, due_at))
                 tx.due(due_at)
-                deliveries.append((tenant, id_, CREATED, due_at, 0, 0, 0, 0, None))
-                change, next_at = Change.CREATED, due_at if due_at > now else None
-            events.append((tenant, tx.position(now), now, change.value, id_, 0, next_at, None, None))
+            elif len(claims) < room:
+                claims.append(Claim(message=message, claim_no=1, claimed_at=now))
+                started.append((tenant, id_, now + lease_ms, now))
+                started_events.append(event)
+            else:
+                waiting.append((tenant, id_, due_at))
+                created_events.append(event)
+                tx.due(due_at)
         answers.append(Published(receipts=receipts, claims=claims))
     _insert(tx, messages)
-    tx.write(_INSERT_DELIVERIES, deliveries)
-    tx.write(_INSERT_EVENTS, events)
+    tx.write(_INSERT_STARTED, started)
+    tx.write(_ADD_STARTED_AT_ONCE, started_events)
+    tx.write(_INSERT_WAITING, waiting)
+    tx.write(_ADD_CREATED, created_events)
+    tx.write(_ADD_DELAYED, delayed_events)
     tx.write(_PUT_DEDUP, taken)
     tx.live += len(messages)
     return answers
@@ -178,8 +201,6 @@ def claim(tx: Tx, terms: ClaimTerms, now: int) -> Claimed:
         """,
         (now, max(0, terms.limit)),
     )
-    claims = []
-    events: list[Row] = []
     if rows:
         tx.rows(
             f"""
@@ -192,7 +213,10 @@ def claim(tx: Tx, terms: ClaimTerms, now: int) -> Claimed:
             """,
             (now, len(rows), now + terms.lease_ms),
         )
+    claims = []
     abandoned = []
+    started: list[Row] = []
+    started_again: list[Row] = []
     for tenant, id_, state, retried, claim_no, lost_leases, cancel_requested, *content in rows:
         lost = state == ACTIVE
         try:
@@ -212,24 +236,9 @@ def claim(tx: Tx, terms: ClaimTerms, now: int) -> Claimed:
             abandoned.append(one)
             continue
         claims.append(one)
-        events.append(
-            (
-                tenant,
-                tx.position(now),
-                now,
-                Change.STARTED.value,
-                id_,
-                retried,
-                None,
-                None,
-                None,
-                LOST if lost else None,
-                None,
-                None,
-            )
-        )
-    tx.write(_INSERT_FAILURES, [event for event in events if event[9] is not None])
-    tx.write(_INSERT_EVENTS, [event[:9] for event in events if event[9] is None])
+        (started_again if lost else started).append((tenant, tx.position(now), now, id_, retried))
+    tx.write(_ADD_STARTED, started)
+    tx.write(_ADD_STARTED_AGAIN, started_again)
     if abandoned:
         _apply(tx, [_stopped(one, now) for one in abandoned])
     edge = tx.rows("SELECT due_at FROM deliveries WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1")
@@ -289,11 +298,11 @@ def renew(tx: Tx, leases: Sequence[Lease], until: int) -> Sequence[MessageId]:
 
 
 def _apply(tx: Tx, settlements: Sequence[Settlement]) -> None:
-    """Write settlements that hold. In each group of statements, rows of one delivery occur once."""
+    """Write settlements that hold. Every change but RELEASED comes with its attempt."""
     ended: list[Row] = []
     kept: list[Row] = []
-    events: list[Row] = []
-    failures: list[Row] = []
+    delivered: list[Row] = []
+    failed: list[Row] = []
     dead_letters: list[Row] = []
     freed: list[Row] = []
     followers: list[Acceptance] = []
@@ -302,7 +311,6 @@ def _apply(tx: Tx, settlements: Sequence[Settlement]) -> None:
         one = settlement.claim
         message = one.message
         tenant, id_, at, due_at = message.tenant, message.id, settlement.at, settlement.due_at
-        attempt = settlement.attempt
         if change in FINAL_CHANGES:
             ended.append((tenant, id_))
         elif change is Change.RELEASED:
@@ -315,28 +323,40 @@ def _apply(tx: Tx, settlements: Sequence[Settlement]) -> None:
             tx.due(due_at)
         if settlement.publishes:
             followers.append(Acceptance(settlement.publishes, at, None))
-        if change is Change.RELEASED:
+        attempt = settlement.attempt
+        if attempt is None:
             continue
         position = tx.position(at)
-        duration_ms = None if attempt is None else attempt.ended_at - attempt.started_at
-        status = None if attempt is None else attempt.status
-        event = (tenant, position, at, change.value, id_, one.retried, due_at, duration_ms, status)
-        if attempt is None or change is Change.DELIVERED:
-            events.append(event)
-        else:
-            failures.append(
-                (*event, storable(attempt.error), headers_text(attempt.headers), attempt.body or None)
+        duration_ms = attempt.ended_at - attempt.started_at
+        if change is Change.DELIVERED:
+            delivered.append((tenant, position, at, id_, one.retried, duration_ms, attempt.status))
+            continue
+        failed.append(
+            (
+                tenant,
+                position,
+                at,
+                id_,
+                change.value,
+                one.retried,
+                duration_ms,
+                attempt.status,
+                due_at,
+                storable(attempt.error),
+                headers_text(attempt.headers),
+                attempt.body,
             )
-        if change is Change.FAILED and attempt is not None:
+        )
+        if change is Change.FAILED:
             dead_letters.append(
                 dead_letter_row(position, message, failed_at=at, retried=one.retried, attempt=attempt)
             )
-        if change is not Change.DELIVERED and change in FINAL_CHANGES and message.dedup_key is not None:
+        if change in FINAL_CHANGES and message.dedup_key is not None:
             freed.append((tenant, message.dedup_key, id_))
     tx.write(_DELETE_DELIVERIES, ended)
     tx.write(_KEEP_DELIVERIES, kept)
-    tx.write(_INSERT_EVENTS, events)
-    tx.write(_INSERT_FAILURES, failures)
+    tx.write(_ADD_DELIVERED, delivered)
+    tx.write(_ADD_FAILED, failed)
     tx.write(_INSERT_DEAD_LETTERS, dead_letters)
     tx.write(_FREE_DEDUP, freed)
     tx.live -= len(ended)
@@ -365,7 +385,16 @@ def _mismatches(tx: Tx, identities: Sequence[tuple[int, int, int]]) -> set[int]:
 
 
 def _insert(tx: Tx, messages: Sequence[Message]) -> None:
-    tx.write(_INSERT_MESSAGES, [message_row(message) for message in messages])
+    plain: list[Row] = []
+    full: list[Row] = []
+    for message in messages:
+        rare = rare_row(message)
+        if rare[1:] == _NOTHING_RARE:
+            plain.append((*message_row(message), rare[0]))
+        else:
+            full.append((*message_row(message), *rare))
+    tx.write(_INSERT_PLAIN, plain)
+    tx.write(_INSERT_MESSAGES, full)
     labelled = [(message.tenant, label, message.id) for message in messages for label in set(message.labels)]
     tx.write(_INSERT_LABELS, labelled)
 
