@@ -52,8 +52,7 @@ class _Waiting:
 
 def measure(options: Options) -> list[Finding]:
     """Fill the databases, claim from them in turns, and print the table."""
-    pinned = machine.cores()
-    with systems.workspace(options.directory) as directory, machine.on_core(pinned[0] if pinned else None):
+    with systems.workspace(options.directory) as directory, machine.on_core(machine.SYSTEM_CORE):
         flushes = machine.fdatasync_rate(directory)
         databases = uvloop.run(_measure(directory, options))
     show(

@@ -41,10 +41,9 @@ class _Drained:
 
 def measure(options: Options) -> list[Finding]:
     """Fill, drain, and print the table."""
-    pinned = machine.cores()
     with (
         systems.workspace(options.directory) as directory,
-        machine.on_core(pinned[1] if pinned else None),
+        machine.on_core(machine.LOAD_CORE),
     ):
         with systems.floor(directory) as system:
             floor = uvloop.run(load.closed_run(system, messages=options.floor_messages))

@@ -33,7 +33,7 @@ def measure(options: Options) -> list[Finding]:
     relay: list[load.Run] = []
     floor: list[load.Run] = []
     flushes: list[float] = []
-    with systems.workspace(options.directory) as directory, machine.on_core(_load_core()):
+    with systems.workspace(options.directory) as directory, machine.on_core(machine.LOAD_CORE):
         for pair in range(options.pairs):
             with systems.floor(directory) as system:
                 floor.append(_run(system, options))
@@ -53,7 +53,15 @@ def measure(options: Options) -> list[Finding]:
     show(
         f"End to end, {options.messages} messages of 1 KB, {options.connections} connections, closed loop,"
         f" {options.pairs} pairs: median (min-max)",
-        ("", "CPU us/message", "other threads us", "messages/s", "waiting at most", "load's core %"),
+        (
+            "",
+            "CPU us/message",
+            "other threads us",
+            "messages/s",
+            "waiting at most",
+            "load's core %",
+            "strangers on its core %",
+        ),
         [_row("relay", relay), _row("stock floor", floor)],
     )
     print(f"  fdatasync/s here: {spread(flushes)}")
@@ -68,7 +76,7 @@ def measure(options: Options) -> list[Finding]:
 
 def profile(options: Options) -> None:
     """One run of the relay under cProfile: the functions of the event loop's thread that cost most."""
-    with systems.workspace(options.directory) as directory, machine.on_core(_load_core()):
+    with systems.workspace(options.directory) as directory, machine.on_core(machine.LOAD_CORE):
         written = directory / "relay.prof"
         with systems.relay(directory / "profiled.db", profile=written) as system:
             run = _run(system, options)
@@ -77,11 +85,6 @@ def profile(options: Options) -> None:
         f"{run.cpu_micros:.0f} us a message under the profiler, which watches the event loop's thread only."
     )
     print("For all threads without its cost: py-spy record --native -d 20 -p PID, while a loop of this runs.")
-
-
-def _load_core() -> int | None:
-    pinned = machine.cores()
-    return pinned[1] if pinned else None
 
 
 def _run(system: systems.System, options: Options) -> load.Run:
@@ -113,6 +116,7 @@ def _row(name: str, runs: Sequence[load.Run]) -> tuple[str, ...]:
         spread([run.rate for run in runs]),
         spread([run.backlog for run in runs]),
         spread([run.load_share * 100 for run in runs]),
+        spread([run.strangers_share * 100 for run in runs]),
     )
 
 

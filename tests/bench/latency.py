@@ -6,6 +6,7 @@ the request to its answer (for the relay: durable), a message from its request t
 """
 
 import argparse
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,14 +35,15 @@ class _Latencies:
     publish: Sequence[float]
     end_to_end: Sequence[float]
     late: Sequence[float]
+    #: Percent of the system's core that other programs took meanwhile.
+    strangers: float
 
 
 def measure(options: Options) -> list[Finding]:
     """Run the loops and print the table."""
-    pinned = machine.cores()
     with (
         systems.workspace(options.directory) as directory,
-        machine.on_core(pinned[1] if pinned else None),
+        machine.on_core(machine.LOAD_CORE),
         systems.floor(directory) as floor,
         systems.relay(directory / "relay.db") as relay,
     ):
@@ -56,13 +58,14 @@ def measure(options: Options) -> list[Finding]:
     show(
         f"Latency in ms over {options.seconds:g} s each (highest rate measured: {highest:.0f}/s):"
         " p50 / p90 / p99 / max",
-        ("", "publish", "end to end", "load late by, p99"),
+        ("", "publish", "end to end", "load late by, p99", "strangers on its core %"),
         [
             (
                 f"{name} at {rate:.0f}/s",
                 _percentiles(latencies.publish),
                 _percentiles(latencies.end_to_end),
                 f"{percentile(latencies.late, 99):.2f}",
+                f"{latencies.strangers:.0f}",
             )
             for (rate, name), latencies in measured.items()
         ],
@@ -89,14 +92,17 @@ async def _open_loop(system: systems.System, *, rate: float, seconds: float) -> 
         await load.open_loop(system, endpoint, warming, rate=_QUIET_RATE)
         await warming.all_arrived(seconds=30)
         ledger = load.Ledger(first=10, count=max(20, int(rate * seconds)))
+        began, cpu, busy = time.perf_counter(), system.cpu(), machine.busy_seconds()
         late = await load.open_loop(system, endpoint, ledger, rate=rate)
         await ledger.all_arrived(seconds=30)
         await load.quiet(system)
+        strangers = (machine.busy_seconds() - busy) - (system.cpu() - cpu)
         sent = ledger.sent
         return _Latencies(
             publish=sorted((b - a) * 1000 for a, b in zip(sent, ledger.answered, strict=True)),
             end_to_end=sorted((b - a) * 1000 for a, b in zip(sent, ledger.arrived, strict=True)),
             late=sorted(seconds * 1000 for seconds in late),
+            strangers=max(0.0, strangers) / (time.perf_counter() - began) * 100,
         )
 
 

@@ -9,19 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-
-def cores() -> tuple[int, int] | None:
-    """The core of the system under test and the core of the load, or None on a machine with only one."""
-    available = sorted(os.sched_getaffinity(0))
-    return (available[0], available[1]) if len(available) > 1 else None
+#: Looked up once, before anything is pinned. On a machine with one core, both are that one.
+_AVAILABLE = sorted(os.sched_getaffinity(0))
+SYSTEM_CORE = _AVAILABLE[0]
+LOAD_CORE = _AVAILABLE[min(1, len(_AVAILABLE) - 1)]
 
 
 @contextmanager
-def on_core(core: int | None) -> Iterator[None]:
-    """Run the calling thread, and whatever it starts meanwhile, on this core; None changes nothing."""
+def on_core(core: int) -> Iterator[None]:
+    """Run the calling thread, and whatever it starts meanwhile, on this core."""
     before = os.sched_getaffinity(0)
-    if core is not None:
-        os.sched_setaffinity(0, {core})
+    os.sched_setaffinity(0, {core})
     try:
         yield
     finally:
@@ -46,6 +44,16 @@ def cpu_seconds(pid: int) -> float:
 def main_thread_seconds(pid: int) -> float:
     """CPU time of the process's first thread alone: in a relay, of the event loop."""
     return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
+def busy_seconds() -> float:
+    """How long the core of the system under test has been busy with anything at all since boot."""
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *ticks = line.split()
+        if name == f"cpu{SYSTEM_CORE}":
+            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, ticks[:8])
+            return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    raise RuntimeError(f"/proc/stat does not know cpu{SYSTEM_CORE}")
 
 
 def memory_mb(pid: int) -> tuple[float, float]:

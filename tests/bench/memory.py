@@ -41,8 +41,7 @@ class _Idle:
 
 def measure(options: Options) -> list[Finding]:
     """Publish, wait, and print the table."""
-    pinned = machine.cores()
-    with systems.workspace(options.directory) as directory, machine.on_core(pinned[1] if pinned else None):
+    with systems.workspace(options.directory) as directory, machine.on_core(machine.LOAD_CORE):
         flushes = machine.fdatasync_rate(directory)
         database = directory / "relay.db"
         with systems.relay(database) as system:

@@ -100,8 +100,7 @@ def workspace(parent: Path | None = None) -> Iterator[Path]:
 def _running(name: str, command: Sequence[str], settings: dict[str, str], log: Path) -> Iterator[System]:
     # A clean environment: settings of the shell must not take part in a measurement.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RELAY_")}
-    pinned = machine.cores()
-    with log.open("wb") as output, machine.on_core(pinned[0] if pinned else None):
+    with log.open("wb") as output, machine.on_core(machine.SYSTEM_CORE):
         child = subprocess.Popen(
             command,
             cwd=_ROOT,
