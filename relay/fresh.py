@@ -37,13 +37,24 @@ class Fresh(Generic[K, V]):
         if asked is None:
             asked = asyncio.ensure_future(self._ask(key, ask))
             self._asked[key] = asked
-            asked.add_done_callback(lambda _: self._asked.pop(key, None))
+            asked.add_done_callback(lambda asked: self._answered(key, asked))
         # Whoever stops waiting must not take the answer away from the others.
         return await asyncio.shield(asked)
+
+    def forget(self, key: K) -> None:
+        """What is known has changed, and whatever a request on its way brings may be older than the change."""
+        self._known.pop(key, None)
+        self._asked.pop(key, None)
+
+    def _answered(self, key: K, asked: "asyncio.Future[V | None]") -> None:
+        if self._asked.get(key) is asked:
+            del self._asked[key]
 
     async def _ask(self, key: K, ask: Callable[[], Awaitable[V | None]]) -> V | None:
         now = self._clock.now()
         value = await ask()
+        if self._asked.get(key) is not asyncio.current_task():
+            return value
         if value is None:
             self._known.pop(key, None)
             return None

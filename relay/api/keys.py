@@ -15,8 +15,9 @@ async def show(services: Services, caller: Caller, request: web.Request) -> Answ
 
 async def rotate(services: Services, caller: Caller, request: web.Request) -> Answer:
     """current := next, next := a fresh one."""
-    fresh = services.generate_key()
-    return _pair(await services.storage.rotate_keys(caller.tenant, fresh=fresh))
+    rotated = await services.storage.rotate_keys(caller.tenant, fresh=services.generate_key())
+    services.keys_changed(caller.tenant)
+    return _pair(rotated)
 
 
 def _pair(tenant: Tenant | None) -> Answer:

@@ -8,7 +8,7 @@ from typing import Protocol
 from relay.api.auth import Authenticator
 from relay.api.bodies import Bodies
 from relay.clock import Clock
-from relay.domain.message import Message
+from relay.domain.message import Message, TenantId
 from relay.domain.tenant import Limits
 from relay.ids import Ids
 from relay.log import Log
@@ -30,9 +30,9 @@ class Store(Inbox, Schedules, Catalog, Archive, Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """`ready` lists what keeps the relay from working, as sentences; `metrics` renders the Prometheus text and
-    may take its time; `generate_key` makes a fresh signing key; `schedules_changed` is told that a tick may be
-    earlier than the scheduler believes. `trusted_proxies` are the peers whose
-    X-Forwarded-For is believed."""
+    may take its time; `generate_key` makes a fresh signing key; `keys_changed` is told whose keys were rotated, and
+    `schedules_changed` that a tick may be earlier than the scheduler believes. `trusted_proxies` are the peers
+    whose X-Forwarded-For is believed."""
 
     storage: Store
     publisher: Publisher
@@ -45,5 +45,6 @@ class Services:
     ready: Callable[[], Awaitable[Sequence[str]]]
     metrics: Callable[[], bytes]
     generate_key: Callable[[], str]
+    keys_changed: Callable[[TenantId], None] = lambda tenant: None
     schedules_changed: Callable[[], None] = lambda: None
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()

@@ -8,7 +8,7 @@ from relay.fresh import Fresh
 from signing import sign
 from storage.protocol import Catalog
 
-#: A rotation reaches every process within this time. Receivers hold both keys, so none of them notices.
+#: A rotation reaches this process at once, by `forget`, and every other one within this time.
 _FRESH_MS = 2_000
 
 
@@ -20,6 +20,10 @@ class Signer:
         self._clock = clock
         self._random_name = random_name
         self._keys: Fresh[TenantId, str] = Fresh(clock, fresh_ms=_FRESH_MS, most=10_000)
+
+    def forget(self, tenant: TenantId) -> None:
+        """The tenant's keys were rotated: a receiver that holds the new pair already does not know the old one."""
+        self._keys.forget(tenant)
 
     async def sign(self, tenant: TenantId, *, url: str, body: bytes) -> str:
         """The value of Upstash-Signature for this request, valid for five minutes from now.
