@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import random
+import resource
 import signal
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
@@ -50,12 +51,20 @@ def main(mode: Mode, flags: Mapping[str, str]) -> int:
     """Run the relay until it is told to stop; the exit status. `flags` are those given, by field name."""
     try:
         config = load(os.environ, flags=flags, defaults=_DEV_DEFAULTS if mode == "dev" else None)
+        _raise_open_files_limit()
         return _run_loop(run(mode, config))
     except (ConfigError, CannotOpen, Unavailable, OSError) as problem:
         print(f"relay: {problem}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _raise_open_files_limit() -> None:
+    """Every delivery in flight is a connection; the usual soft limit of 1024 files is for users of `select`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _run_loop(program: Coroutine[Any, Any, int]) -> int:
@@ -115,10 +124,11 @@ class Relay:
             connect_timeout_ms=config.connect_timeout_ms,
             max_response_bytes=config.max_response_bytes,
         )
+        signer = Signer(storage, clock=clock, random_name=random_name)
         self._engine = Engine(
             storage,
             sender=self._sender,
-            signer=Signer(storage, clock=clock, random_name=random_name),
+            signer=signer,
             settings=config,
             clock=clock,
             log=log,
@@ -157,6 +167,7 @@ class Relay:
             ready=self.problems,
             metrics=self.render_metrics,
             generate_key=generate_key,
+            keys_changed=signer.forget,
             schedules_changed=scheduler.poke,
             trusted_proxies=config.trusted_proxies,
         )

@@ -35,7 +35,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 #: Fields that frame or route the request they came with, and the signature of whoever sent it: they would be
 #: false on any other request. Nor is it for the publisher to say which encodings the relay can read.
-_NEVER_FORWARDED = frozenset(
+NEVER_FORWARDED = frozenset(
     {
         "accept-encoding",
         "connection",
@@ -201,7 +201,7 @@ def _meaning_of(name: str) -> tuple[int, str, str | None]:
         return _meaning_of_upstash(key)
     if key == "content-type":
         return _CONTENT_TYPE, "Content-Type", None
-    return _IGNORED if key in _NEVER_FORWARDED else _PLAIN, canonical(key), None
+    return _IGNORED if key in NEVER_FORWARDED else _PLAIN, canonical(key), None
 
 
 def _meaning_of_upstash(key: str) -> tuple[int, str, str | None]:
@@ -209,7 +209,7 @@ def _meaning_of_upstash(key: str) -> tuple[int, str, str | None]:
         forwarded = key.removeprefix("upstash-forward-")
         if not forwarded:
             raise ValueError("does not say which header to forward")
-        if forwarded in _NEVER_FORWARDED:
+        if forwarded in NEVER_FORWARDED:
             return _IGNORED, key, None
         return _FORWARD, canonical(forwarded), None
     if key.startswith("upstash-failure-callback-"):

@@ -21,6 +21,7 @@ from relay.domain.delivery import Claim
 from relay.domain.errors import Invalid, quoted
 from relay.domain.message import METHODS
 from relay.ids import text_of
+from relay.wire.headers import NEVER_FORWARDED
 from relay.wire.settings import FIELD_NAME
 from relay.wire.target import parse_url
 
@@ -68,13 +69,6 @@ _NOWHERE = Peer("", 0, False)
 #: A smaller body is cheaper to copy behind its head than to write on its own.
 _COPY_UP_TO_BYTES = 32 << 10
 
-#: RFC 9110, section 7.6.1, with what frames and routes a request. The answer is read by the relay and nobody else,
-#: so which encodings it may have (Accept-Encoding) is not for the publisher to say.
-_NEVER_FORWARDED = frozenset({
-    "accept-encoding", "connection", "content-length", "expect", "host", "http2-settings", "keep-alive",
-    "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding",
-    "upgrade",
-})  # fmt: skip
 _ALWAYS_OURS = frozenset({"upstash-signature", "upstash-message-id", "upstash-retried", "upstash-region"})
 #: Ours when the message came through that door; otherwise a forwarded one passes.
 _OURS_WHEN_SET: dict[str, Callable[[object], str | None]] = {
@@ -177,7 +171,7 @@ def _forwarded(name: str) -> str:
     if FIELD_NAME.fullmatch(name) is None:
         raise Unsendable(f"{quoted(name)} is not a header name")
     field = name.lower()
-    return "" if field in _NEVER_FORWARDED or field in _ALWAYS_OURS else field
+    return "" if field in NEVER_FORWARDED or field in _ALWAYS_OURS else field
 
 
 def _bytes_of(text: str) -> bytes:
