@@ -312,7 +312,7 @@ class Rig:
         reader, writer = await self.connect()
         try:
             writer.write(b"%s %s HTTP/1.1\r\n%s\r\n%s" % (method.encode(), target, head, body))
-            reply = await next_reply(reader)
+            reply = await next_reply(reader, method)
         finally:
             writer.close()
         self._check_lane(reply)
@@ -352,17 +352,18 @@ class Rig:
 async def until(condition: Callable[[], bool]) -> None:
     """Let the server go on until the condition holds."""
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event of its own
+        while not condition():
             await asyncio.sleep(0)
 
 
-async def next_reply(reader: asyncio.StreamReader) -> Reply:
-    """One response on a connection that may stay open."""
+async def next_reply(reader: asyncio.StreamReader, method: str = "POST") -> Reply:
+    """The response to such a request, on a connection that may stay open."""
     async with asyncio.timeout(20):
         head = await reader.readuntil(b"\r\n\r\n")
         status_line, *lines = head.decode("latin-1").rstrip().split("\r\n")
         headers = CIMultiDict((name, value) for name, _, value in (line.partition(": ") for line in lines))
-        body = await reader.readexactly(int(headers["Content-Length"]))
+        length = 0 if method == "HEAD" else int(headers["Content-Length"])
+        body = await reader.readexactly(length)
     return Reply(int(status_line.split()[1]), headers, body)
 
 
