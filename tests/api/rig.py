@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import aiohttp
 from aiohttp import web
+from msgspec.structs import replace
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -36,6 +37,8 @@ from tests.builders import OTHER_TENANT, TENANT
 TOKEN = "eyJVc2VySUQiOiJ0ZXN0cyJ9+/="
 READ_ONLY = "only-for-reading"
 FOREIGN = "of-another-account"
+
+AUTHORIZATION = f"Bearer {TOKEN}"
 
 KEYS = {"current": "sig_current0000000000", "next": "sig_next000000000000000"}
 
@@ -244,6 +247,13 @@ class Rig:
         reply = await self.call("GET", f"/v2/schedules/{schedule_id}", token=token)
         assert reply.status == 200, reply.body
         return reply.json
+
+    async def spoil_cron(self, schedule_id: str) -> None:
+        """Let the schedule's time zone be abolished."""
+        view = await self.storage.schedule(TENANT, schedule_id)
+        assert view is not None
+        spoilt = replace(view.schedule, cron="CRON_TZ=Nowhere/Land * * * * *")
+        await self.storage.put_schedule(spoilt, limit=100)
 
     async def fire(self, schedule_id: str, *, error: str | None = None) -> str | None:
         """Let a tick pass; the id of its message, or None when it failed with `error`."""
