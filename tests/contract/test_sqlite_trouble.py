@@ -405,10 +405,11 @@ async def test_closing_does_not_wait_for_searches(numbers: Path) -> None:
     running = asyncio.create_task(readers.run(endless(begun)))
     await begun.wait()
     connecting = asyncio.create_task(readers.run(endless(begun)))
+    queued = asyncio.create_task(readers.run(count()))
     await asyncio.sleep(0)
     await readers.close()
-    outcomes = await asyncio.gather(running, connecting, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [Unavailable, Unavailable]
+    outcomes = await asyncio.gather(running, connecting, queued, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [Unavailable, Unavailable, Unavailable]
 
 
 async def test_a_reader_cannot_write(numbers: Path) -> None:
