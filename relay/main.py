@@ -1,6 +1,7 @@
 """The composition root: configuration in, a running relay out. The only file that names a concrete backend."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -215,9 +216,16 @@ class Relay:
             problems.append(f"storage is unavailable: {reason}")
         return problems
 
-    def render_metrics(self) -> bytes:
+    async def render_metrics(self) -> bytes:
+        """The Prometheus text, true when it is asked for; depths stay as they were while storage is away."""
         self.metrics.in_flight.set(self._engine.in_flight)
-        return self.metrics.render()
+        with contextlib.suppress(Unavailable):
+            stats = await self._storage.stats()
+            waiting_ms = 0 if stats.oldest_due_at is None else self._clock.now() - stats.oldest_due_at
+            self.metrics.live.set(stats.live)
+            self.metrics.dead_letters.set(stats.dead_letters)
+            self.metrics.oldest_due_seconds.set(max(0, waiting_ms) / 1000)
+        return await asyncio.to_thread(self.metrics.render)
 
 
 async def _credentials(mode: Mode, storage: Storage, config: Config, *, now: int) -> Credentials:
