@@ -78,6 +78,7 @@ def _run_loop(program: Coroutine[Any, Any, int]) -> int:
 
 async def run(mode: Mode, config: Config) -> int:
     """Open, serve until SIGTERM or SIGINT, stop in order; a second signal exits at once."""
+    told_to_stop = hear_signals()
     clock = SystemClock()
     log = StreamLog(now=clock.now, human=config.log_format == "text")
     logging.basicConfig(handlers=[BridgeHandler(log)], level=logging.WARNING, force=True)
@@ -91,7 +92,7 @@ async def run(mode: Mode, config: Config) -> int:
             if mode == "serve":
                 await accounts.remember_shown(storage, credentials)
             log.info("relay.started", url=url)
-            await _told_to_stop()
+            await told_to_stop.wait()
             log.info("relay.stopping", in_flight=relay.in_flight)
             await relay.stop()
             log.info("relay.stopped")
@@ -234,17 +235,19 @@ async def _credentials(mode: Mode, storage: Storage, config: Config, *, now: int
     return await accounts.production(storage, config, now=now, fresh_key=generate_key, fresh_name=random_name)
 
 
-async def _told_to_stop() -> None:
-    """The first signal ends the wait; from then on a second one ends the process."""
+def hear_signals() -> asyncio.Event:
+    """Set by the first signal; from then on a second one ends the process.
+
+    Called before anything else: a relay that is told to stop while it starts must not die half-way.
+    """
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
-    signals = (signal.SIGTERM, signal.SIGINT)
 
     def tell() -> None:
         if told.is_set():
             os._exit(1)
         told.set()
 
-    for number in signals:
+    for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, tell)
-    await told.wait()
+    return told
