@@ -1,10 +1,13 @@
 """The tour of the README, taken by a shell block by block, with other ports and directories than its reader's."""
 
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from tests.live import a_relay, until
@@ -65,7 +68,13 @@ class Reader:
         }
         with self._output.open("w") as output:
             self._shell = subprocess.Popen(
-                ["sh"], cwd=ROOT, stdin=subprocess.PIPE, stdout=output, stderr=output, text=True
+                ["sh"],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                text=True,
+                start_new_session=True,
             )
 
     def types(self, block: str, sees: Sequence[str]) -> None:
@@ -85,9 +94,14 @@ class Reader:
         )
 
     def leaves(self) -> int:
+        """Close the shell, and whatever a tour that was broken off has left running; the shell's exit status."""
         assert self._shell.stdin is not None
         self._shell.stdin.close()
-        return self._shell.wait(30)
+        try:
+            return self._shell.wait(30)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(self._shell.pid, signal.SIGKILL)
 
 
 def test_the_tour_of_the_readme_works_to_the_letter(tmp_path: Path) -> None:
@@ -99,13 +113,14 @@ def test_the_tour_of_the_readme_works_to_the_letter(tmp_path: Path) -> None:
         assert block.startswith(beginning)
     plug = tour.count("```sh", 0, tour.index("### Pull the plug"))
 
-    with a_relay(directory=tmp_path) as live:
+    with ExitStack() as leaving, a_relay(directory=tmp_path) as live:
         reader = Reader(tmp_path, live.port)
+        leaving.callback(reader.leaves)
         for block, (_, sees) in list(zip(blocks, TOUR, strict=True))[1:plug]:
             reader.types(block, sees)
             if "receiver.py &" in block:
                 until(lambda: answers(reader.hook_port), otherwise=lambda: "the receiver does not listen")
         assert live.stop() == 0
-    for block, (_, sees) in list(zip(blocks, TOUR, strict=True))[plug:]:
-        reader.types(block, sees)
-    assert reader.leaves() == 0
+        for block, (_, sees) in list(zip(blocks, TOUR, strict=True))[plug:]:
+            reader.types(block, sees)
+        assert reader.leaves() == 0
