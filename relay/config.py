@@ -75,14 +75,14 @@ def _networks(value: str) -> tuple[Network, ...]:
 
 
 def _token(value: str) -> str:
-    if len(value) < 16 or not re.fullmatch(r"[!-~]+", value):
-        raise ValueError("a token is at least 16 visible ASCII characters without blanks")
+    if len(value) < 8 or not re.fullmatch(r"[!-~]+", value):
+        raise ValueError("a token is at least 8 visible ASCII characters without blanks")
     return value
 
 
 def _key(value: str) -> str:
-    if len(value) < 16 or not re.fullmatch(r"[!-~]+", value):
-        raise ValueError("a signing key is at least 16 visible ASCII characters without blanks")
+    if len(value) < 8 or not re.fullmatch(r"[!-~]+", value):
+        raise ValueError("a signing key is at least 8 visible ASCII characters without blanks")
     return value
 
 
