@@ -94,7 +94,7 @@ class _Opened:
     """What a database held when it was opened, and its first writing connection."""
 
     def __init__(self, connection: Connection) -> None:
-        self.connection: Connection | None = connection
+        self.connection = connection
         self.last_id = _number(connection, "SELECT max(id) FROM messages")
         self.last_position = max(
             (
@@ -121,7 +121,6 @@ class SqliteStorage:
         temporary: "tempfile.TemporaryDirectory[str] | None",
     ) -> None:
         self._path = path
-        self._first = first
         self._lock = lock
         self._temporary = temporary
         self._node = node
@@ -132,10 +131,11 @@ class SqliteStorage:
         self._pings = 0
         self._closed = False
         self._writer = Writer(
-            self._connection,
+            lambda: driver.connect_writer(path),
             Ids(node=node, last=first.last_position),
             committed=self._committed,
             orphaned=self._orphaned,
+            connection=first.connection,
         )
         #: Look-ups by key, which answer requests, never queue behind searches.
         self._lookups = Readers(path, 1)
@@ -367,11 +367,6 @@ class SqliteStorage:
     async def _write(self, script: Callable[[], Script[T]]) -> T:
         """Run a script in the writer; it is made anew each time the group has to be repeated."""
         return await self._call(lambda tx: tx.run(script()))
-
-    def _connection(self) -> Connection:
-        """For the writer's thread: the connection that opened the database, later ones after trouble."""
-        connection, self._first.connection = self._first.connection, None
-        return connection or driver.connect_writer(self._path)
 
     def _committed(self, tx: Tx) -> None:
         self._live += tx.live
