@@ -31,11 +31,11 @@ from storage.protocol import (
     Stats,
 )
 from storage.sql import archive, cancel, catalog, schedules
+from storage.sql.road import Acceptance
 from storage.sql.script import Query, Script, slices
 from storage.sqlite import driver, work
 from storage.sqlite.driver import Connection
 from storage.sqlite.readers import Readers
-from storage.sqlite.work import Acceptance
 from storage.sqlite.writer import Kind, Tx, Writer
 
 T = TypeVar("T")
