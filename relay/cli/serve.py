@@ -5,7 +5,7 @@ import argparse
 from relay.cli.commands import RUN_THE_RELAY, Commands
 from relay.cli.shell import Shell
 
-_FLAGS = ("host", "port", "database_url")
+_FLAGS = ("host", "port", "database_url", "workers")
 
 
 def register(commands: Commands) -> None:
@@ -35,6 +35,9 @@ def register(commands: Commands) -> None:
             metavar="URL",
             help=f"where messages live (default: {database})",
         )
+    serve.add_argument(
+        "--workers", help="processes that share the port, one for each core; needs PostgreSQL (default: 1)"
+    )
 
 
 def _dev(args: argparse.Namespace, shell: Shell) -> int:
@@ -50,4 +53,4 @@ def _serve(args: argparse.Namespace, shell: Shell) -> int:
 
 
 def _given(args: argparse.Namespace) -> dict[str, str]:
-    return {name: value for name in _FLAGS if (value := getattr(args, name)) is not None}
+    return {name: value for name in _FLAGS if (value := getattr(args, name, None)) is not None}
