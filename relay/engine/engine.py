@@ -28,6 +28,7 @@ _CLAIM_BATCH = 500
 #: While slots free up one by one, wait this long for a batch worth claiming.
 _GATHER_MS = 3
 _ERROR_PAUSE_MS = 250
+_IN_OTHER_HANDS_MS = 20
 #: Deliveries on their last chance are attempted one at a time: claimed together they come back this far apart,
 #: and this much later when one is in flight already.
 _LAST_CHANCES_APART_MS = 250
@@ -109,7 +110,6 @@ class Engine:
         self._flights: dict[tuple[MessageId, int], _Flight] = {}
         self._bytes = 0
         self._reserved = 0
-        self._mean_bytes = _CLAIM_OVERHEAD_BYTES
         #: Something due is left in storage: new messages queue up behind it instead of overtaking.
         self._behind = True
         self._draining = False
@@ -175,7 +175,8 @@ class Engine:
             self._reserved += limit
             try:
                 claimed = await self._storage.claim(
-                    ClaimTerms(limit=limit, lease_ms=self._settings.lease_ms), now=now
+                    ClaimTerms(limit=limit, lease_ms=self._settings.lease_ms, max_bytes=self._bytes_left()),
+                    now=now,
                 )
             except Unavailable as reason:
                 self._metrics.storage_errors.labels("claim").inc()
@@ -185,10 +186,12 @@ class Engine:
             finally:
                 self._reserved -= limit
             self._take(claimed.claims, now)
-            self._behind = len(claimed.claims) == limit
+            next_at = claimed.next_due_at or now + _POLL_MS
+            self._behind = next_at <= now and bool(claimed.claims)
             if not self._behind:
-                poll_at = now + _POLL_MS
-                await self._sleep(min(poll_at, claimed.next_due_at or poll_at))
+                # Due, and yet not ours: another process has it in hand at this very moment.
+                look_at = next_at if next_at > now else now + _IN_OTHER_HANDS_MS
+                await self._sleep(min(look_at, now + _POLL_MS))
 
     async def settle_loop(self) -> None:
         await self._settler.run()
@@ -367,12 +370,10 @@ class Engine:
     def _room(self) -> int:
         """How many more deliveries may be taken now, by slots and by bytes."""
         slots = self._settings.max_in_flight - len(self._flights) - self._reserved
-        if slots <= 0:
-            return 0
-        if self._flights:
-            self._mean_bytes = max(_CLAIM_OVERHEAD_BYTES, self._bytes // len(self._flights))
-        left = self._settings.max_in_flight_bytes - self._bytes - self._reserved * self._mean_bytes
-        return max(0, min(slots, left // self._mean_bytes))
+        return max(0, slots) if self._bytes_left() > 0 else 0
+
+    def _bytes_left(self) -> int:
+        return self._settings.max_in_flight_bytes - self._bytes
 
     async def _wait_for_room(self) -> int:
         """Room for a batch worth a transaction; after `_GATHER_MS`, or when no more will come, for anything."""

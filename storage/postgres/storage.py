@@ -18,6 +18,7 @@ from relay.ids import Ids, random_name
 from storage.postgres import nodes, schema, work
 from storage.postgres.connections import Pool, Server, run, transaction
 from storage.postgres.driver import Connection, Session, target_of
+from storage.postgres.horizon import Horizon
 from storage.postgres.lane import Lane, Work
 from storage.postgres.nodes import Node
 from storage.postgres.tx import Transactions, Tx
@@ -103,7 +104,8 @@ class PostgresStorage:
         self._wakes: list[Callable[[int], None]] = []
         self._closed = False
         self._transactions = Transactions(positions, self._due)
-        road = Road(self._transactions)
+        self._horizon = Horizon()
+        road = Road(self._transactions, self._horizon)
         self._publishes: Lane[Acceptance, Published] = Lane(
             server, _HOT, Work(road.publish, road.publish_again), orphaned=self._hand_back
         )
@@ -385,12 +387,15 @@ class PostgresStorage:
 
     def _due(self, due_at: int, soon: bool) -> None:
         """A commit of this process made something due that nobody holds."""
+        self._horizon.hear(due_at)
         for wake in self._wakes:
             wake(due_at)
         if soon:
             self._watch.tell(due_at)
 
     def _woken(self, due_at: int) -> None:
+        """A commit of another process did."""
+        self._horizon.hear(due_at)
         for wake in self._wakes:
             wake(due_at)
 

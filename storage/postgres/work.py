@@ -33,6 +33,7 @@ from storage.codec import (
     storable,
 )
 from storage.postgres.driver import Connection
+from storage.postgres.horizon import Horizon
 from storage.postgres.tx import Transactions, Tx
 from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Published, Receipt
 from storage.sql.road import LOST, Acceptance, Identity, canceled, distinct, stopped
@@ -121,12 +122,12 @@ _FREE_KEYS = f"""
     WHERE d.tenant = j.tenant AND d.key = j.key AND d.message_id = j.message_id
 """
 
-#: $1 now, $2 limit, $3 end of the lease, $4 positions, $5 bytes. One row too many is looked at: it tells when to
-#: come again. What is beyond the bytes is let go by the commit.
+#: $1 now, $2 limit, $3 end of the lease, $4 positions, $5 bytes, $6 where to begin. One row too many is looked at:
+#: it tells when to come again. What is beyond the bytes is let go by the commit.
 _CLAIM = f"""
     WITH due AS MATERIALIZED (
         SELECT tenant, id, state, due_at FROM deliveries
-        WHERE due_at <= $1 ORDER BY due_at, id LIMIT $2::bigint + 1 FOR UPDATE SKIP LOCKED
+        WHERE due_at BETWEEN $6 AND $1 ORDER BY due_at, id LIMIT $2::bigint + 1 FOR UPDATE SKIP LOCKED
     ),
     seen AS MATERIALIZED (
         SELECT due.tenant AS d_tenant, due.id AS d_id, due.state AS was, due.due_at AS was_due_at, {MESSAGE_READ},
@@ -154,10 +155,12 @@ _CLAIM = f"""
     )
     SELECT edge.at, taken.*
     FROM (
-        SELECT least(
+        SELECT coalesce(
             (SELECT min(was_due_at) FROM seen WHERE n > $2 OR bytes_before >= $5),
-            (SELECT due_at FROM deliveries WHERE due_at > $1 ORDER BY due_at LIMIT 1),
-            (SELECT $3::bigint FROM taken LIMIT 1)
+            least(
+                (SELECT due_at FROM deliveries WHERE due_at > $1 ORDER BY due_at LIMIT 1),
+                (SELECT $3::bigint FROM taken LIMIT 1)
+            )
         ) AS at
     ) edge LEFT JOIN taken ON true ORDER BY taken.n
 """
@@ -224,8 +227,9 @@ class _Plan(NamedTuple):
 class Road:
     """The hot operations of one process."""
 
-    def __init__(self, transactions: Transactions) -> None:
+    def __init__(self, transactions: Transactions, horizon: Horizon) -> None:
         self._transactions = transactions
+        self._horizon = horizon
 
     async def publish(self, connection: Connection, calls: Sequence[Acceptance]) -> Sequence[Published]:
         """Accept what every call brings.
@@ -263,18 +267,21 @@ class Road:
 
         terms, now = call
         abandoned: list[Claim] = []
+        limit = max(0, terms.limit)
+        max_bytes = _NO_LIMIT if terms.max_bytes is None else max(1, terms.max_bytes)
+        begin = self._horizon.begin(now)
 
         async def claim(tx: Tx) -> Claimed:
-            limit = max(0, terms.limit)
-            max_bytes = _NO_LIMIT if terms.max_bytes is None else max(1, terms.max_bytes)
             positions = [tx.position(now) for _ in range(limit)]
-            rows = await tx.rows(_CLAIM, now, limit, now + terms.lease_ms, positions, max_bytes)
+            rows = await tx.rows(_CLAIM, now, limit, now + terms.lease_ms, positions, max_bytes, begin)
             claims: list[Claim] = []
             for row in rows:
                 one = _claim_of(row, now)
                 if one is not None:
                     (abandoned if row[8] else claims).append(one)
-            return Claimed(claims=claims, next_due_at=rows[0][0])
+            next_due_at: int | None = rows[0][0]
+            self._horizon.seen(now if next_due_at is None else min(next_due_at, now), now)
+            return Claimed(claims=claims, next_due_at=next_due_at)
 
         claimed = await self._transactions.at_once(connection, claim)
         if not abandoned:
