@@ -9,7 +9,9 @@ import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from relay import accounts, greeting
 from relay.accounts import Credentials
@@ -34,6 +36,8 @@ from relay.log import BridgeHandler, Log, StreamLog
 from relay.metrics import Metrics
 from relay.peers import Peers
 from signing import generate_key
+from storage.copy import CannotCopy, Copied, refuse_unfinished
+from storage.copy import copy as copy_all
 from storage.postgres import open_postgres
 from storage.protocol import CannotOpen, Storage
 from storage.sqlite import open_sqlite
@@ -60,7 +64,7 @@ def ending(program: Callable[[], int]) -> int:
     """The exit status of a program; what keeps it from starting is said in one sentence."""
     try:
         return program()
-    except (ConfigError, CannotOpen, Unavailable, OSError) as problem:
+    except (ConfigError, CannotOpen, CannotCopy, Unavailable, OSError) as problem:
         print(f"relay: {problem}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -138,6 +142,7 @@ def logging_to(config: Config, clock: Clock) -> Iterator[Log]:
 async def opened(config: Config, clock: Clock) -> AsyncIterator[Storage]:
     storage = await open_storage(config.database_url, clock=clock, migrate=config.migrate)
     try:
+        await refuse_unfinished(storage)
         yield storage
     finally:
         await storage.close()
@@ -157,6 +162,60 @@ def migrate(flags: Mapping[str, str]) -> int:
         return 0
 
     return ending(lambda: run_loop(program(load(os.environ, flags=flags))))
+
+
+def copy(
+    source_url: str,
+    target_url: str,
+    *,
+    progress: Callable[[str, int, int], None],
+    show: Callable[[Sequence[Copied]], None],
+) -> int:
+    """Carry everything from one database to another; 0 when both hold the same number of rows in the end.
+
+    `progress` hears of the table, the rows of it that were dealt with, and of how many; `show` of the end.
+    """
+
+    async def program() -> int:
+        if source_url == target_url:
+            raise CannotCopy("the source and the target are the same database")
+        async with _whole(_existing(source_url)) as source, _whole(_lasting(target_url)) as target:
+            copied = await copy_all(source, target, name=_named(source_url), progress=progress)
+        show(copied)
+        return 0 if all(one.source == one.target for one in copied) else 1
+
+    return ending(lambda: run_loop(program()))
+
+
+@contextlib.asynccontextmanager
+async def _whole(url: str) -> AsyncIterator[Storage]:
+    storage = await open_storage(url)
+    try:
+        yield storage
+    finally:
+        await storage.close()
+
+
+def _lasting(url: str) -> str:
+    if url == "sqlite://":
+        raise CannotCopy("sqlite:// is gone when it is closed; name a file, such as sqlite:///relay.db")
+    return url
+
+
+def _existing(url: str) -> str:
+    """Opening a file makes it, and a mistyped source must not look like an empty one."""
+    if url.startswith("sqlite:///") and not Path(path := url.removeprefix("sqlite:///")).exists():
+        raise CannotCopy(f"there is no file {path}")
+    return _lasting(url)
+
+
+def _named(url: str) -> str:
+    """The database, without whoever may use it."""
+    parts = urlsplit(url)
+    if parts.scheme == "sqlite":
+        return str(Path(url.removeprefix("sqlite:///")).resolve())
+    shown = [(name, value) for name, value in parse_qsl(parts.query) if name in ("host", "port", "schema")]
+    return urlunsplit(("postgresql", parts.netloc.rpartition("@")[2], parts.path, urlencode(shown), ""))
 
 
 def clock_for(url: str) -> SystemClock:
