@@ -131,6 +131,7 @@ class Relay:
             signer=signer,
             settings=config,
             clock=clock,
+            ids=ids,
             log=log,
             metrics=self.metrics,
         )

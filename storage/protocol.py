@@ -261,8 +261,8 @@ class Archive(Protocol):
 class Storage(Inbox, Work, Schedules, Catalog, Archive, Protocol):
     """A database that can do all of it.
 
-    `last_id` is the greatest message id it held when it was opened, `node` the number that tells this process'
-    ids from those of others on the same database: what the process' `Ids` starts from.
+    `last_id` is the greatest id of a message or a dead letter it held when it was opened, `node` the number that
+    tells this process' ids from those of others on the same database: what the process' `Ids` starts from.
     """
 
     @property

@@ -106,6 +106,10 @@ async def successes(rig: Rig) -> None:
         "Upstash-Timeout": "5s",
         "Upstash-Retry-Delay": "1000",
         "Upstash-Delay": "1s",
+        "Upstash-Callback": "https://example.com/callback",
+        "Upstash-Callback-Forward-X": "y",
+        "Upstash-Failure-Callback": "https://example.com/failed",
+        "Upstash-Failure-Callback-Forward-X": "y",
     }
     for path in ("/healthz", "/readyz", "/metrics", "/v2/keys", "/v2/schedules", "/v2/dlq"):
         assert (await rig.call("GET", path)).status == 200

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from relay.domain.cron import Cron
 from relay.domain.errors import Invalid, OverLimit, TooLarge, quoted
+from relay.domain.fields import canonical
 from relay.domain.message import Callback, FlowControl, Headers, Message, Request, RetryPolicy
 from relay.domain.publish import Draft
 from relay.domain.schedule import CatchUp, Overlap
@@ -25,7 +26,7 @@ from relay.wire.settings import FIELD_NAME, READERS, SETTINGS, AboveLimitError, 
 from relay.wire.target import parse_url
 
 #: What this version has no delivery for; its headers are refused. Take a word out when it is delivered.
-NOT_OFFERED = frozenset({"callbacks", "flow control", "queues", "workflows"})
+NOT_OFFERED = frozenset({"flow control", "queues", "workflows"})
 
 #: Characters of all header fields that go out with a message: common servers refuse more.
 MAX_FORWARDED_LENGTH = 64 << 10
@@ -164,16 +165,6 @@ def parse_override(
     return override
 
 
-@lru_cache(maxsize=1024)
-def canonical(name: str) -> str:
-    """A field name as the API shows it: the first letter and those after a hyphen in upper case, the rest lower.
-
-    >>> canonical("x-api-KEY")
-    'X-Api-Key'
-    """
-    return "-".join([part.capitalize() for part in name.split("-")])
-
-
 # --- which header means what
 
 
@@ -213,9 +204,9 @@ def _meaning_of_upstash(key: str) -> tuple[int, str, str | None]:
             return _IGNORED, key, None
         return _FORWARD, canonical(forwarded), None
     if key.startswith("upstash-failure-callback-"):
-        return _FAILURE_CALLBACK, "upstash-" + key.removeprefix("upstash-failure-callback-"), "callbacks"
+        return _FAILURE_CALLBACK, "upstash-" + key.removeprefix("upstash-failure-callback-"), None
     if key.startswith("upstash-callback-"):
-        return _CALLBACK, "upstash-" + key.removeprefix("upstash-callback-"), "callbacks"
+        return _CALLBACK, "upstash-" + key.removeprefix("upstash-callback-"), None
     if key.startswith("upstash-workflow-") or key == "upstash-feature-set":
         return _IGNORED, key, "workflows"
     return _IGNORED, key, None

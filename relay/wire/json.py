@@ -13,6 +13,7 @@ from typing import Any
 from relay.domain.dead_letter import DeadLetter
 from relay.domain.delivery import State
 from relay.domain.event import Event
+from relay.domain.fields import readable, values_by_name
 from relay.domain.message import (
     Callback,
     FlowControl,
@@ -22,9 +23,8 @@ from relay.domain.message import (
     Redaction,
 )
 from relay.domain.selection import Order
-from relay.ids import text_of
-from relay.wire.cursor import Cursor, dead_letter_text, log_cursor
-from relay.wire.headers import canonical
+from relay.ids import dead_letter_text, text_of
+from relay.wire.cursor import Cursor, log_cursor
 from relay.wire.selection import Page
 from storage.protocol import Receipt, ScheduleView
 
@@ -166,7 +166,7 @@ def schedule_json(view: ScheduleView) -> Json:
         "lastScheduleStates",
         {message_id_text(id): _RUN_STATES[succeeded] for id, succeeded in view.last_states.items()},
     )
-    _put(shown, "error", schedule.error and _text(schedule.error))
+    _put(shown, "error", schedule.error and readable(schedule.error))
     return shown
 
 
@@ -203,7 +203,7 @@ def _entry(event: Event, state: State, shared: Json) -> Json:
 
 def _error_of(event: Event) -> str | None:
     if event.error is not None:
-        return _text(event.error)
+        return readable(event.error)
     return None if event.status is None else f"the destination answered with status {event.status}"
 
 
@@ -286,26 +286,19 @@ def _put_flow(shown: Json, flow: FlowControl | None) -> None:
 
 
 def _headers(headers: Headers, redaction: Redaction) -> dict[str, list[str]]:
-    """Names canonical, values as lists: a response may repeat a field."""
-    shown: dict[str, list[str]] = {}
-    for name, value in headers:
-        if redaction.headers or name.lower() in redaction.header_names:
-            value = _redacted(value.encode(errors="surrogateescape"))
-        else:
-            value = _text(value)
-        shown.setdefault(_text(canonical(name)), []).append(value)
-    return shown
+    """As they may be shown."""
+    if redaction.headers or redaction.header_names:
+        headers = tuple(
+            (name, _redacted(value.encode(errors="surrogateescape")))
+            if redaction.headers or name.lower() in redaction.header_names
+            else (name, value)
+            for name, value in headers
+        )
+    return values_by_name(headers)
 
 
 def _redacted(value: bytes) -> str:
     return f"REDACTED:{sha256(value).hexdigest()}"
-
-
-def _text(value: str) -> str:
-    """As every JSON encoder takes it: lone surrogates, which stand for bytes that were not UTF-8, replaced."""
-    if value.isascii():
-        return value
-    return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _utf8(value: bytes) -> str | None:

@@ -6,7 +6,7 @@ import logging
 import os
 import sqlite3
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,15 +95,10 @@ class _Opened:
 
     def __init__(self, connection: Connection) -> None:
         self.connection: Connection | None = connection
-        self.last_id = _number(connection, "SELECT max(id) FROM messages")
-        self.last_position = max(
-            (
-                _number(connection, f"SELECT max({key}) FROM {table} WHERE tenant = ?1", (tenant,))
-                for table, key in (("events", "position"), ("dead_letters", "id"))
-                for tenant in driver.run(connection, archive.tenants_in(table))
-            ),
-            default=0,
+        self.last_id = max(
+            _number(connection, "SELECT max(id) FROM messages"), _greatest(connection, "dead_letters", "id")
         )
+        self.last_position = _greatest(connection, "events", "position")
         self.live = _number(connection, "SELECT count(*) FROM deliveries")
         self.dead_letters = _number(connection, "SELECT count(*) FROM dead_letters")
 
@@ -159,8 +154,7 @@ class SqliteStorage:
     async def publish(
         self, messages: Sequence[Message], *, now: int, claim: ClaimTerms | None = None
     ) -> Published:
-        cost = sum(len(message.request.body) + _MESSAGE_BYTES for message in messages)
-        return await self._writer.submit(_PUBLISH, Acceptance(messages, now, claim), cost)
+        return await self._writer.submit(_PUBLISH, Acceptance(messages, now, claim), _cost(messages))
 
     async def cancel(
         self, tenant: TenantId, selection: Selection, *, limit: int | None, now: int
@@ -203,7 +197,8 @@ class SqliteStorage:
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[MessageId]:
         cost = sum(
-            _MESSAGE_BYTES + (0 if one.attempt is None else len(one.attempt.body)) for one in settlements
+            _MESSAGE_BYTES + (0 if one.attempt is None else len(one.attempt.body)) + _cost(one.publishes)
+            for one in settlements
         )
         return await self._writer.submit(_SETTLE, settlements, cost)
 
@@ -387,6 +382,11 @@ class SqliteStorage:
             self._writer.submit(_SETTLE, back).add_done_callback(_report)
 
 
+def _cost(messages: Iterable[Message]) -> int:
+    """About the bytes that have to be written for them."""
+    return sum(len(message.request.body) + _MESSAGE_BYTES for message in messages)
+
+
 def _report(future: "asyncio.Future[Any]") -> None:
     if not future.cancelled() and future.exception() is not None:
         _log.warning("claims nobody waited for could not be handed back: %s", future.exception())
@@ -465,6 +465,15 @@ def _statements(text: str) -> Sequence[str]:
         if sqlite3.complete_statement(statements[-1]):
             statements.append("")
     return statements[:-1]
+
+
+def _greatest(connection: Connection, table: str, key: str) -> int:
+    """The greatest key of a table that is ordered by tenant first, 0 when it is empty."""
+    tenants = driver.run(connection, archive.tenants_in(table))
+    return max(
+        (_number(connection, f"SELECT max({key}) FROM {table} WHERE tenant = ?1", (one,)) for one in tenants),
+        default=0,
+    )
 
 
 def _number(connection: Connection, text: str, parameters: Sequence[Any] = ()) -> int:

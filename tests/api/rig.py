@@ -121,7 +121,7 @@ class Rig:
         self._by_router: set[str] = set()
         self._session = session
         self._publishing_session = publishing_session
-        self._specification = specification
+        self.specification = specification
         fresh_keys = iter(f"sig_fresh{number:015}" for number in range(100))
         self.services = Services(
             storage=storage,
@@ -206,6 +206,7 @@ class Rig:
                 Attempt(
                     started_at=now, ended_at=now + 5, status=status, headers=headers, body=body, error=error
                 ),
+                next_id=self.services.ids.next,
             )
             for claim in claimed.claims
         ]
@@ -336,7 +337,7 @@ class Rig:
         request_id = reply.headers.get("X-Request-Id")
         if request_id is not None and request_id not in self._by_router:
             self.by_lane += 1
-            self.violations += self._specification.violations(
+            self.violations += self.specification.violations(
                 "POST", f"{PREFIX}{{destination}}", reply.status, reply.headers["Content-Type"], reply.body
             )
 
@@ -354,7 +355,7 @@ class Rig:
             if status not in expected or set(json.loads(body)) != {"error"}:
                 self.violations.append(f"{request.method} {request.path}: {status} {body!r}")
             return
-        self.violations += self._specification.violations(
+        self.violations += self.specification.violations(
             request.method, path, status, response.headers["Content-Type"], body
         )
 

@@ -17,7 +17,7 @@ from relay.ids import Ids, text_of
 from relay.metrics import Metrics
 from storage.protocol import ClaimTerms, Firing, Schedules, ScheduleView, Storage
 from storage.sqlite import open_sqlite
-from tests.builders import NOW, OTHER_TENANT, TENANT, an_attempt
+from tests.builders import NOW, OTHER_TENANT, TENANT, an_attempt, next_id
 from tests.engine.stepped import Faulty, Lines, SteppedClock, running, storage_is_away
 
 SECOND = 1_000
@@ -306,7 +306,7 @@ async def test_overlap_skip_waits_for_the_run_before_to_be_finished(storage: Sto
         await bench.clock.step(MINUTE)
         await bench.clock.step(MINUTE)
         [claim] = (await storage.claim(ClaimTerms(limit=10, lease_ms=30_000), now=FIRST + MINUTE)).claims
-        await storage.settle([settle(claim, an_attempt(started_at=FIRST + MINUTE))])
+        await storage.settle([settle(claim, an_attempt(started_at=FIRST + MINUTE), next_id=next_id)])
         await bench.clock.step(MINUTE)
         assert [(run.tick_at, run.outcome) for run in await runs(storage)] == [
             (FIRST, RunOutcome.FIRED),

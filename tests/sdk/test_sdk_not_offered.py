@@ -13,10 +13,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 URL = "https://example.com"
 
 PUBLISHES: list[tuple[str, dict[str, Any]]] = [
-    ("Upstash-Callback", {"callback": URL}),
-    ("Upstash-Failure-Callback", {"failure_callback": URL}),
-    ("Upstash-Callback-Retries", {"callback_headers": {"Retries": "1"}}),
-    ("Upstash-Failure-Callback-Retries", {"failure_callback_headers": {"Retries": "1"}}),
     ("Upstash-Flow-Control-Key", {"flow_control": {"key": "k", "parallelism": 1}}),
 ]
 
