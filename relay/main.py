@@ -142,6 +142,7 @@ class Relay:
             log=log,
             metrics=self.metrics,
             grace_ms=config.schedule_grace_ms,
+            max_bytes=config.max_batch_bytes,
             random=random.random,
         )
         janitor = Janitor(

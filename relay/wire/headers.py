@@ -22,6 +22,7 @@ from relay.domain.message import Callback, FlowControl, Headers, Message, Reques
 from relay.domain.publish import Draft
 from relay.domain.schedule import CatchUp, Overlap
 from relay.domain.tenant import Limits
+from relay.domain.url_group import UrlGroup
 from relay.wire.settings import FIELD_NAME, READERS, SETTINGS, AboveLimitError, Context, Door, Terms
 from relay.wire.target import parse_url
 
@@ -72,7 +73,7 @@ class ScheduleRequest(Struct, frozen=True, kw_only=True):
 def parse_draft(
     headers: Fields,
     *,
-    url: str,
+    to: str | UrlGroup,
     body: bytes,
     caller_ip: str | None,
     now: int,
@@ -81,20 +82,21 @@ def parse_draft(
     authorization_is_ours: bool = True,
     not_offered: Collection[str] = NOT_OFFERED,
 ) -> Draft:
-    """What a publish asks for. `config` is the query's share of the settings; a header of the same name wins.
+    """What a publish to a URL, or to a URL group, asks for.
 
-    `authorization_is_ours` says that the Authorization field holds the relay's own token, which no destination
-    may see. Raises `Invalid` or `OverLimit` naming the header, `TooLarge` for the body.
+    `config` is the query's share of the settings; a header of the same name wins, and either wins over a header of
+    the group. `authorization_is_ours` says that the Authorization field holds the relay's own token, which no
+    destination may see. Raises `Invalid` or `OverLimit` naming the header, `TooLarge` for the body.
     """
     context = Context(limits=limits, now=now, not_offered=not_offered)
-    given, terms = _parse(headers, config, Door.PUBLISH, context)
-    return _draft(given, terms, context, url, body, caller_ip, authorization_is_ours)
+    given, terms = _parse(headers, config, Door.PUBLISH, context, to)
+    return _draft(given, terms, context, to, body, caller_ip, authorization_is_ours)
 
 
 def parse_schedule(
     headers: Fields,
     *,
-    url: str,
+    to: str | UrlGroup,
     body: bytes,
     caller_ip: str | None,
     now: int,
@@ -105,7 +107,7 @@ def parse_schedule(
 ) -> ScheduleRequest:
     """What a request to create a schedule asks for; arguments and errors as with `parse_draft`."""
     context = Context(limits=limits, now=now, not_offered=not_offered)
-    given, terms = _parse(headers, config, Door.SCHEDULE, context)
+    given, terms = _parse(headers, config, Door.SCHEDULE, context, to)
     if terms.cron is None:
         raise Invalid("Upstash-Cron", "is required for a schedule")
     return ScheduleRequest(
@@ -113,7 +115,7 @@ def parse_schedule(
         schedule_id=terms.schedule_id,
         catch_up=terms.catch_up,
         overlap=terms.overlap,
-        draft=_draft(given, terms, context, url, body, caller_ip, authorization_is_ours),
+        draft=_draft(given, terms, context, to, body, caller_ip, authorization_is_ours),
     )
 
 
@@ -163,6 +165,19 @@ def parse_override(
         )
 
     return override
+
+
+def parse_group_headers(
+    headers: Fields, *, now: int, limits: Limits, not_offered: Collection[str] = NOT_OFFERED
+) -> Headers:
+    """Headers for every publish to a URL group: whatever a publish could say on its own.
+
+    Raises what `parse_draft` does. The values are kept as they were given: they are read again with each publish.
+    """
+    headers = tuple(headers)
+    _require_small(headers)
+    parse_draft(headers, to="", body=b"", caller_ip=None, now=now, limits=limits, not_offered=not_offered)
+    return headers
 
 
 # --- which header means what
@@ -232,19 +247,26 @@ class _Given(Struct):
 
 
 def _parse(
-    headers: Fields, config: Sequence[tuple[str, str]], door: Door, context: Context
+    headers: Fields,
+    config: Sequence[tuple[str, str]],
+    door: Door,
+    context: Context,
+    to: str | UrlGroup | None = None,
 ) -> tuple[_Given, Terms]:
-    given = _collect(_merged(headers, config), context, "")
+    headers = _merged(headers, config)
+    if isinstance(to, UrlGroup):
+        headers = _merged(headers, to.headers)
+    given = _collect(headers, context, "")
     return given, _read(given, door, context, "")
 
 
-def _merged(headers: Fields, config: Sequence[tuple[str, str]]) -> Fields:
-    """Headers, and those of the query's settings that no header contradicts."""
-    if not config:
+def _merged(headers: Fields, others: Sequence[tuple[str, str]]) -> Fields:
+    """Headers, and those of the others whose name is none of theirs."""
+    if not others:
         return headers
     headers = list(headers)
     names = {name.lower() for name, _ in headers}
-    return headers + [(name, value) for name, value in config if name.lower() not in names]
+    return headers + [(name, value) for name, value in others if name.lower() not in names]
 
 
 def _collect(headers: Fields, context: Context, prefix: str) -> _Given:
@@ -299,7 +321,7 @@ def _draft(
     given: _Given,
     terms: Terms,
     context: Context,
-    url: str,
+    to: str | UrlGroup,
     body: bytes,
     caller_ip: str | None,
     authorization_is_ours: bool,
@@ -308,12 +330,13 @@ def _draft(
         raise TooLarge("the message body", context.limits.max_message_bytes)
     return Draft(
         request=Request(
-            url=url,
+            url=to if isinstance(to, str) else "",
             method=terms.method or "POST",
             headers=_headers(given, terms, authorization_is_ours),
             body=body,
             timeout_ms=terms.timeout_ms,
         ),
+        url_group=None if isinstance(to, str) else to.name,
         retry=RetryPolicy(
             max_retries=_DEFAULT_RETRIES if terms.max_retries is None else terms.max_retries,
             delay=terms.retry_delay,

@@ -1,4 +1,4 @@
-"""Messages, dead letters, log entries and schedules as JSON objects.
+"""Messages, dead letters, log entries, schedules and URL groups as JSON objects.
 
 The rule of the API: what does not apply is absent, never null, 0 or "". Clients test for the presence of keys.
 Bytes that are not UTF-8, wherever they turn up, must not stop an answer: in a body they are shown in base64, in a
@@ -23,6 +23,7 @@ from relay.domain.message import (
     Redaction,
 )
 from relay.domain.selection import Order
+from relay.domain.url_group import Endpoint, UrlGroup
 from relay.ids import dead_letter_text, text_of
 from relay.wire.cursor import Cursor, log_cursor
 from relay.wire.selection import Page
@@ -133,6 +134,17 @@ def log_page(
     return entries, log_cursor(Cursor(position=last.position, index=len(last.change.states)))
 
 
+def url_group_json(group: UrlGroup) -> Json:
+    shown: Json = {
+        "name": group.name,
+        "createdAt": group.created_at,
+        "updatedAt": group.updated_at,
+        "endpoints": [_endpoint_json(endpoint) for endpoint in group.endpoints],
+    }
+    _put(shown, "headers", values_by_name(group.headers))
+    return shown
+
+
 def schedule_json(view: ScheduleView) -> Json:
     schedule, draft = view.schedule, view.schedule.draft
     redaction = draft.redaction or _NO_REDACTION
@@ -140,7 +152,7 @@ def schedule_json(view: ScheduleView) -> Json:
     shown: Json = {
         "scheduleId": schedule.id,
         "cron": schedule.cron,
-        "destination": request.url,
+        "destination": draft.url_group or request.url,
         "method": request.method,
         "createdAt": schedule.created_at,
         "retries": draft.retry.max_retries,
@@ -240,6 +252,12 @@ def _put(shown: Json, key: str, value: object) -> None:
     """Set the key unless the value says nothing."""
     if value:
         shown[key] = value
+
+
+def _endpoint_json(endpoint: Endpoint) -> Json:
+    shown: Json = {"url": endpoint.url}
+    _put(shown, "name", endpoint.name)
+    return shown
 
 
 def _put_origin(shown: Json, origin: Origin) -> None:

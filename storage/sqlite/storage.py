@@ -6,17 +6,18 @@ import logging
 import os
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from relay.domain.dead_letter import DeadLetter, DeadLetterId
 from relay.domain.delivery import Lease, Settlement, released
 from relay.domain.event import Event
-from relay.domain.message import Message, MessageId, TenantId
+from relay.domain.message import Headers, Message, MessageId, TenantId
 from relay.domain.schedule import Run, Schedule
 from relay.domain.selection import Order, Selection
 from relay.domain.tenant import Principal, Tenant
+from relay.domain.url_group import Endpoint, EndpointRef, UrlGroup
 from relay.ids import Ids
 from storage.migrate import Migration, migrations_of, missing
 from storage.protocol import (
@@ -30,7 +31,7 @@ from storage.protocol import (
     ScheduleView,
     Stats,
 )
-from storage.sql import archive, cancel, catalog, schedules
+from storage.sql import archive, cancel, catalog, schedules, url_groups
 from storage.sql.script import Query, Script, slices
 from storage.sqlite import driver, work
 from storage.sqlite.driver import Connection
@@ -244,6 +245,43 @@ class SqliteStorage:
 
     async def runs(self, tenant: TenantId, schedule_id: str, *, limit: int) -> Sequence[Run]:
         return await self._lookups.run(schedules.runs(tenant, schedule_id, limit=limit))
+
+    # UrlGroups
+
+    async def put_endpoints(
+        self,
+        tenant: TenantId,
+        name: str,
+        endpoints: Sequence[Endpoint],
+        *,
+        max_groups: int,
+        max_endpoints: int,
+        now: int,
+    ) -> bool:
+        return await self._write(
+            lambda: url_groups.put_endpoints(
+                tenant, name, endpoints, max_groups=max_groups, max_endpoints=max_endpoints, now=now
+            )
+        )
+
+    async def remove_endpoints(
+        self, tenant: TenantId, name: str, removed: Sequence[EndpointRef], *, now: int
+    ) -> bool:
+        return await self._write(lambda: url_groups.remove_endpoints(tenant, name, removed, now=now))
+
+    async def put_group_headers(self, tenant: TenantId, name: str, headers: Headers, *, now: int) -> bool:
+        return await self._write(lambda: url_groups.put_group_headers(tenant, name, headers, now=now))
+
+    async def url_group(self, tenant: TenantId, name: str) -> UrlGroup | None:
+        return await self._lookups.run(url_groups.url_group(tenant, name))
+
+    async def url_groups(self, tenant: TenantId, names: Collection[str] | None = None) -> Sequence[UrlGroup]:
+        if names is None:
+            return await self._searches.run(url_groups.url_groups(tenant))
+        return list((await self._lookups.run(url_groups.named(tenant, names))).values())
+
+    async def delete_url_group(self, tenant: TenantId, name: str) -> bool:
+        return await self._write(lambda: url_groups.delete_url_group(tenant, name))
 
     # Catalog
 

@@ -252,12 +252,21 @@ async def test_a_query_parameter_that_cannot_be_accepted_is_refused_by_its_name(
 
 @pytest.mark.parametrize(
     "destination",
-    ["", "?", "example.com", "ftp://example.com", "api/llm", "http://", "https://a b", "a-group"],
+    ["", "?", "ftp://example.com", "api/llm", "http://", "https://a b", "example.com/", "a group"],
 )
 async def test_a_destination_that_cannot_be_reached_is_refused(rig: Rig, destination: str) -> None:
     reply = await rig.call("POST", f"/v2/publish/{destination.replace(' ', '%20')}")
     assert reply.status == 400
     assert "destination" in reply.error
+
+
+@pytest.mark.parametrize("destination", ["example.com", "a-group", "https"])
+async def test_what_could_be_a_url_group_and_is_none_is_not_found(rig: Rig, destination: str) -> None:
+    reply = await rig.call("POST", f"/v2/publish/{destination}")
+    assert reply.status == 404
+    assert reply.error == (
+        f'destination: "{destination}" has no http:// or https://, and a URL group of that name was not found'
+    )
 
 
 async def test_nothing_is_accepted_while_storage_cannot_commit(rig: Rig) -> None:
