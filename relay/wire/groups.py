@@ -14,7 +14,8 @@ from relay.wire.target import parse_url
 #: Characters of an endpoint's name.
 MAX_ENDPOINT_NAME_LENGTH = 256
 
-_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ENDPOINT_NAME_LENGTH)]
+#: Any text without control characters.
+_Name = Annotated[str, msgspec.Meta(max_length=MAX_ENDPOINT_NAME_LENGTH, pattern=r"\A[^\x00-\x1f\x7f]+\Z")]
 _Body = TypeVar("_Body")
 
 

@@ -1,4 +1,7 @@
-"""URL groups: read and written as a whole, by the rules of the domain."""
+"""URL groups: read and written as a whole, by the rules of the domain.
+
+What puts or removes endpoints reads before it writes: whoever runs it sees to it that nobody else does meanwhile.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -20,7 +23,7 @@ def put_endpoints(
     max_endpoints: int,
     now: int,
 ) -> Script[bool]:
-    group = yield from _held(tenant, name)
+    group = yield from url_group(tenant, name)
     current = upserted(() if group is None else group.endpoints, endpoints)
     if len(current) > max_endpoints:
         return False
@@ -39,7 +42,7 @@ def put_endpoints(
 def remove_endpoints(
     tenant: TenantId, name: str, removed: Sequence[EndpointRef], *, now: int
 ) -> Script[bool]:
-    group = yield from _held(tenant, name)
+    group = yield from url_group(tenant, name)
     if group is None:
         return False
     left = without(group.endpoints, removed)
@@ -83,16 +86,6 @@ def named(tenant: TenantId, names: Iterable[str]) -> Script[dict[str, UrlGroup]]
         )
         found.update((group.name, group) for group in decoded(rows, url_group_of))
     return found
-
-
-def _held(tenant: TenantId, name: str) -> Script[UrlGroup | None]:
-    """The group, its row locked where others may write as well: what is decided is decided about the latest."""
-    rows = yield Query(
-        "UPDATE url_groups SET updated_at = updated_at WHERE tenant = ?1 AND name = ?2"
-        f" RETURNING {URL_GROUP_COLUMNS}",
-        (tenant, name),
-    )
-    return url_group_of(rows[0]) if rows else None
 
 
 def _put(group: UrlGroup, endpoints: Sequence[Endpoint], now: int) -> Script[None]:

@@ -80,19 +80,27 @@ class Recorder:
 
 
 class Doorway:
-    """A publisher that stores what it is given. `fault`, when set, is raised instead."""
+    """A publisher that stores what it is given. `fault`, when set, is raised instead; a closed `gate` is waited
+    at."""
 
     def __init__(self, storage: Storage, clock: FakeClock) -> None:
         self._storage = storage
         self._clock = clock
         self.calls: list[Sequence[Message]] = []
         self.fault: Exception | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
 
     async def publish(self, messages: Sequence[Message]) -> Sequence[Receipt]:
         if self.fault is not None:
             raise self.fault
         self.calls.append(messages)
+        await self.gate.wait()
         return (await self._storage.publish(messages, now=self._clock.now())).receipts
+
+
+async def _three_live() -> bytes:
+    return b"relay_messages_live 3.0\n"
 
 
 class Rig:
@@ -116,6 +124,7 @@ class Rig:
         self.problems: list[str] = []
         self.violations: list[str] = []
         self.port = 0
+        self.server: web.Server | None = None
         #: Publishes that were answered before there was a router.
         self.by_lane = 0
         self._by_router: set[str] = set()
@@ -133,7 +142,7 @@ class Rig:
             limits=limits,
             log=self.log,
             ready=self._ready,
-            metrics=lambda: b"relay_messages_live 3.0\n",
+            metrics=_three_live,
             generate_key=lambda: next(fresh_keys),
             trusted_proxies=tuple(ip_network(network) for network in trusted_proxies),
         )
@@ -319,6 +328,12 @@ class Rig:
         listed = (await self.call("GET", "/v2/dlq", token=token)).json
         return [entry["dlqId"] for entry in listed["messages"]]
 
+    @property
+    def connections(self) -> int:
+        """How many the server has open."""
+        assert self.server is not None
+        return len(self.server.connections)
+
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.port)
 
@@ -423,6 +438,7 @@ async def running(
             site = web.TCPSite(runner, "127.0.0.1", 0)
             await site.start()
             rig.port = runner.addresses[0][1]
+            rig.server = runner.server
             try:
                 yield rig
             finally:

@@ -107,6 +107,8 @@ async def test_a_group_is_deleted_whether_it_is_there_or_not_and_its_messages_go
         ("POST", "/group/endpoints", b'{"endpoints": [{"url": 1}]}', "body"),
         ("POST", "/group/endpoints", b'{"endpoints": [{"url": "https://a.b", "name": ""}]}', "body"),
         ("POST", "/group/endpoints", b'{"endpoints": [{"url": "https://a.b", "names": "a"}]}', "body"),
+        ("POST", "/group/endpoints", b'{"endpoints": [{"url": "https://a.b", "name": "\\u0000"}]}', "body"),
+        ("POST", "/group/endpoints", b'{"endpoints": [{"url": "https://a.b", "name": "a\\n"}]}', "body"),
         (
             "POST",
             "/group/endpoints",
