@@ -8,7 +8,7 @@ from aiohttp import web
 from relay.api.address import address_text, caller_ip
 from relay.api.auth import Caller
 from relay.api.services import Services
-from relay.domain.errors import NotFound, TooLarge, quoted
+from relay.domain.errors import Invalid, NotFound, RelayError, TooLarge, quoted
 from relay.domain.message import Message, MessageId
 from relay.domain.publish import Draft, message_of
 from relay.domain.url_group import UrlGroup, fan_out
@@ -32,7 +32,7 @@ def caller_address(services: Services, peer_ip: str | None, headers: Iterable[tu
 
 
 async def destination_of(services: Services, caller: Caller, target: Target) -> str | UrlGroup:
-    """The URL, or the URL group as it is now; raises `NotFound` when there is none of that name."""
+    """The URL, or the URL group as it is now; raises what `unknown_destination` says when there is none."""
     if target.kind is Kind.URL:
         return target.destination
     group = await services.storage.url_group(caller.tenant, target.destination)
@@ -41,10 +41,12 @@ async def destination_of(services: Services, caller: Caller, target: Target) -> 
     return group
 
 
-def unknown_destination(name: str) -> NotFound:
-    return NotFound(
-        f"destination: {quoted(name)} has no http:// or https://, and a URL group of that name was"
-    )
+def unknown_destination(name: str) -> RelayError:
+    """What is wrong with a name that no URL group has. With a dot in it, it is a URL that lacks its beginning."""
+    problem = f"{quoted(name)} has no http:// or https://, and a URL group of that name was"
+    if "." in name:
+        return Invalid("destination", f"{problem} not found")
+    return NotFound(f"destination: {problem}")
 
 
 def messages_of(

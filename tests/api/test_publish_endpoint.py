@@ -260,10 +260,14 @@ async def test_a_destination_that_cannot_be_reached_is_refused(rig: Rig, destina
     assert "destination" in reply.error
 
 
-@pytest.mark.parametrize("destination", ["example.com", "a-group", "https"])
-async def test_what_could_be_a_url_group_and_is_none_is_not_found(rig: Rig, destination: str) -> None:
+@pytest.mark.parametrize(
+    ("destination", "status"), [("a-group", 404), ("https", 404), ("example.com", 400), ("127.0.0.1", 400)]
+)
+async def test_what_could_be_a_url_group_and_is_none_is_not_found_or_a_url_without_its_beginning(
+    rig: Rig, destination: str, status: int
+) -> None:
     reply = await rig.call("POST", f"/v2/publish/{destination}")
-    assert reply.status == 404
+    assert reply.status == status
     assert reply.error == (
         f'destination: "{destination}" has no http:// or https://, and a URL group of that name was not found'
     )

@@ -167,7 +167,7 @@ async def test_a_value_that_cannot_be_accepted_is_refused_by_its_name(
     assert (await rig.call("GET", "/v2/schedules")).json == []
 
 
-@pytest.mark.parametrize("destination", ["", "example.com/", "a-group/pause/now", "%20/pause"])
+@pytest.mark.parametrize("destination", ["", "example.com", "example.com/", "a-group/pause/now", "%20/pause"])
 async def test_a_destination_that_cannot_be_reached_is_refused(rig: Rig, destination: str) -> None:
     reply = await rig.call("POST", f"/v2/schedules/{destination}", headers={"Upstash-Cron": "* * * * *"})
     assert reply.status == 400
