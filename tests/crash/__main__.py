@@ -5,6 +5,7 @@ Exits with 1 when a promise was broken; then the last lines say which, and where
 
 import argparse
 import asyncio
+import shutil
 import sys
 import tempfile
 import time
@@ -34,6 +35,7 @@ def main() -> int:
             failures.append(f"{scenario.name} (see {directory}/relay.log): {broken}")
             _row(scenario.name, "BROKEN")
             continue
+        shutil.rmtree(directory)
         accepted += outcome.accepted
         lost += outcome.lost
         doubled += outcome.doubled

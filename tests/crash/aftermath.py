@@ -115,12 +115,23 @@ def _is_possible(log: Sequence[State]) -> bool:
 
 
 def _damage(storage: SqliteStorage) -> Sequence[str]:
+    """What no verb of storage would show."""
     connection = driver.connect_reader(storage.path)
     try:
-        said = [row[0] for row in connection.execute("PRAGMA integrity_check").fetchall()]
+        problems = [
+            row[0] for row in connection.execute("PRAGMA integrity_check").fetchall() if row != ("ok",)
+        ]
+        stray = connection.execute(
+            """
+            SELECT id FROM messages
+            WHERE id NOT IN (SELECT message_id FROM events)
+            AND id NOT IN (SELECT message_id FROM dead_letters)
+            AND id NOT IN (SELECT id FROM deliveries)
+            """
+        ).fetchall()
     finally:
         connection.close()
-    return [] if said == ["ok"] else said
+    return [*problems, *(f"{text_of_id(id_)} is stored and has no history" for (id_,) in stray)]
 
 
 def text_of_id(number: int) -> str:
