@@ -268,6 +268,7 @@ class Relay:
             signer=signer,
             settings=config,
             clock=clock,
+            ids=ids,
             log=log,
             metrics=self.metrics,
         )
@@ -278,6 +279,7 @@ class Relay:
             log=log,
             metrics=self.metrics,
             grace_ms=config.schedule_grace_ms,
+            max_bytes=config.max_batch_bytes,
             random=random.random,
         )
         janitor = Janitor(
