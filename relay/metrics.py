@@ -49,6 +49,11 @@ class Metrics:
             "Deliveries taken over from a worker that stopped renewing its lease",
             registry=registry,
         )
+        self.postponed = Counter(
+            "relay_deliveries_postponed",
+            "Deliveries put off because this process could not make them: no signing key, no file descriptor",
+            registry=registry,
+        )
         self.storage_errors = Counter(
             "relay_storage_errors",
             "Storage calls that were answered 'unavailable'",

@@ -9,11 +9,13 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from relay.clock import Clock
 from relay.domain.delivery import Attempt, Claim, Lease, Settlement, is_last_chance, lost, released, settle
 from relay.domain.errors import Unavailable
 from relay.domain.message import Message, MessageId, TenantId
-from relay.engine.settler import Settler
+from relay.engine.settler import Settler, bytes_of
 from relay.ids import Ids, text_of
 from relay.log import Log
 from relay.metrics import Metrics
@@ -34,12 +36,14 @@ _IN_OTHER_HANDS_MS = 20
 _LAST_CHANCES_APART_MS = 250
 _LAST_CHANCE_TAKEN_MS = 5_000
 #: When a delivery that could not be signed, because storage did not answer, is due again.
-_UNSIGNED_PAUSE_MS = 1_000
+_POSTPONED_PAUSE_MS = 1_000
 #: Bookkeeping of one claim besides its body, for the byte budget.
 _CLAIM_OVERHEAD_BYTES = 2_048
 #: After the deadline of a shutdown, how long storage has to take back what was cut short.
 _HAND_BACK_MS = 5_000
 _NEVER_MS = 10**12
+#: How much of a failed attempt's answer is kept in history and with a dead letter.
+KEPT_ANSWER_BYTES = 64 << 10
 
 
 class Store(Inbox, Work, Protocol):
@@ -49,7 +53,9 @@ class Store(Inbox, Work, Protocol):
 class Sends(Protocol):
     """Makes one attempt; whatever happens on the network is a value."""
 
-    async def send(self, outgoing: Outgoing, *, timeout_ms: int) -> Attempt: ...
+    async def send(
+        self, outgoing: Outgoing, *, timeout_ms: int, keep_bytes: int | None = None
+    ) -> Attempt: ...
 
 
 class Signs(Protocol):
@@ -117,6 +123,7 @@ class Engine:
         #: Something due is left in storage: new messages queue up behind it instead of overtaking.
         self._behind = True
         self._draining = False
+        self._cutting_short = False
         self._wake = asyncio.Event()
         self._slots_freed = asyncio.Event()
         self._emptied = asyncio.Event()
@@ -138,19 +145,18 @@ class Engine:
             limit = min(self._room(), len(messages))
             if limit > 0:
                 terms = ClaimTerms(limit=limit, lease_ms=self._settings.lease_ms)
-                self._reserved += limit
+                self._reserve(limit)
         now = self._clock.now()
         try:
             published = await self._storage.publish(messages, now=now, claim=terms)
+            for claim in published.claims:
+                self._start(claim, now)
         except Unavailable:
             self._metrics.storage_errors.labels("publish").inc()
             raise
         finally:
             if terms is not None:
-                self._reserved -= terms.limit
-                self._slots_freed.set()
-        for claim in published.claims:
-            self._start(claim, now)
+                self._give_back(terms.limit)
         duplicates = sum(1 for receipt in published.receipts if receipt.deduplicated)
         if duplicates:
             self._metrics.deduplicated.inc(duplicates)
@@ -174,22 +180,25 @@ class Engine:
             if room == 0:
                 continue
             self._wake.clear()
+            if self._settler.is_held_up:
+                await self._sleep(self._clock.now() + _ERROR_PAUSE_MS)
+                continue
             now = self._clock.now()
             limit = min(room, _CLAIM_BATCH)
-            self._reserved += limit
+            self._reserve(limit)
             try:
                 claimed = await self._storage.claim(
                     ClaimTerms(limit=limit, lease_ms=self._settings.lease_ms, max_bytes=self._bytes_left()),
                     now=now,
                 )
+                self._take(claimed.claims, now)
             except Unavailable as reason:
                 self._metrics.storage_errors.labels("claim").inc()
                 self._log.warning("engine.waiting", reason=str(reason))
                 await self._sleep(self._clock.now() + _ERROR_PAUSE_MS)
                 continue
             finally:
-                self._reserved -= limit
-            self._take(claimed.claims, now)
+                self._give_back(limit)
             next_at = claimed.next_due_at or now + _POLL_MS
             self._behind = next_at <= now and bool(claimed.claims)
             if not self._behind:
@@ -243,6 +252,9 @@ class Engine:
         self._wake.set()
         self._slots_freed.set()
         await self._clock.wait(self._emptied, until)
+        self._cutting_short = True
+        # A task that has not run yet could not say that it was cancelled.
+        await asyncio.sleep(0)
         for flight in list(self._flights.values()):
             flight.attempt.cancel()
         await self._clock.wait(self._emptied, max(until, self._clock.now()) + _HAND_BACK_MS)
@@ -280,6 +292,8 @@ class Engine:
 
     def _start(self, claim: Claim, now: int, *, postponed_to: int | None = None) -> None:
         message = claim.message
+        if self._cutting_short:
+            postponed_to = now
         self._bytes += len(message.request.body) + _CLAIM_OVERHEAD_BYTES
         self._emptied.clear()
         self._flights[message.id, claim.claim_no] = _Flight(
@@ -292,6 +306,7 @@ class Engine:
 
     async def _postpone(self, claim: Claim, due_at: int) -> None:
         settlement = released(claim, now=self._clock.now(), due_at=due_at)
+        self._bytes += bytes_of(settlement)
         self._log.info("delivery.postponed", message=text_of("msg_", claim.message.id), due_at=due_at)
         self._settler.put(settlement)
         self._report(settlement)
@@ -306,12 +321,12 @@ class Engine:
         except asyncio.CancelledError:
             settlement = released(claim, now=self._clock.now())
         except Unavailable as reason:
-            self._metrics.storage_errors.labels("sign").inc()
+            self._metrics.postponed.inc()
             self._log.warning(
-                "delivery.unsigned", message=text_of("msg_", claim.message.id), reason=str(reason)
+                "delivery.postponed", message=text_of("msg_", claim.message.id), reason=str(reason)
             )
             now = self._clock.now()
-            settlement = released(claim, now=now, due_at=now + _UNSIGNED_PAUSE_MS)
+            settlement = released(claim, now=now, due_at=now + _POSTPONED_PAUSE_MS)
         except Exception as bug:
             self._log.error("delivery.broke", exc=bug, message=text_of("msg_", claim.message.id))
             attempt = Attempt(
@@ -320,8 +335,8 @@ class Engine:
                 error=f"the relay could not make this request: {type(bug).__name__}",
             )
             settlement = self._decide(claim, attempt)
-        # Callbacks are held in memory until they are in storage.
-        self._bytes += _bytes_to_publish(settlement)
+        # The answer and the callbacks are held in memory until they are in storage.
+        self._bytes += bytes_of(settlement)
         self._settler.put(settlement)
         self._report(settlement)
 
@@ -332,18 +347,24 @@ class Engine:
         attempt = await self._sender.send(
             outgoing(claim, signature, region=self._settings.region),
             timeout_ms=request.timeout_ms or self._settings.default_timeout_ms,
+            # A callback reports the whole answer; history keeps the beginning of it.
+            keep_bytes=None if message.callback or message.failure_callback else KEPT_ANSWER_BYTES,
         )
         return self._decide(claim, attempt)
 
     def _decide(self, claim: Claim, attempt: Attempt) -> Settlement:
         asked_ms = None if attempt.succeeded else retry_after_ms(attempt.headers, attempt.ended_at)
-        return settle(
+        settlement = settle(
             claim,
             attempt,
             next_id=self._ids.next,
             retry_after_ms=asked_ms,
             max_report_bytes=self._settings.max_message_bytes,
         )
+        kept_bytes = 0 if attempt.succeeded else KEPT_ANSWER_BYTES
+        if len(attempt.body) <= kept_bytes:
+            return settlement
+        return replace(settlement, attempt=replace(attempt, body=attempt.body[:kept_bytes]))
 
     def _report(self, settlement: Settlement) -> None:
         claim = settlement.claim
@@ -375,10 +396,23 @@ class Engine:
             claim = settlement.claim
             del self._flights[claim.message.id, claim.claim_no]
             self._bytes -= len(claim.message.request.body) + _CLAIM_OVERHEAD_BYTES
-            self._bytes -= _bytes_to_publish(settlement)
-        if not self._flights:
-            self._emptied.set()
+            self._bytes -= bytes_of(settlement)
+        self._see_whether_empty()
         self._slots_freed.set()
+
+    def _reserve(self, slots: int) -> None:
+        """Slots for what storage is about to hand over; a drain waits for it like for what is in flight."""
+        self._reserved += slots
+        self._emptied.clear()
+
+    def _give_back(self, slots: int) -> None:
+        self._reserved -= slots
+        self._see_whether_empty()
+        self._slots_freed.set()
+
+    def _see_whether_empty(self) -> None:
+        if not self._flights and not self._reserved:
+            self._emptied.set()
 
     # --- room -------------------------------------------------------------------------------------------------
 
@@ -411,7 +445,3 @@ class Engine:
         self._sleeping_until = until
         await self._clock.wait(self._wake, until)
         self._sleeping_until = 0
-
-
-def _bytes_to_publish(settlement: Settlement) -> int:
-    return sum([len(message.request.body) for message in settlement.publishes])

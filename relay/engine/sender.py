@@ -46,6 +46,7 @@ from yarl import URL
 
 from relay.clock import Clock
 from relay.domain.delivery import Attempt
+from relay.domain.errors import Unavailable
 from relay.domain.message import Headers
 from relay.engine.egress import Egress, Refused
 from relay.engine.resolver import Resolver
@@ -89,8 +90,11 @@ class Sender:
         self._connector = _Connector(egress, self._resolver, tls, max_response_bytes)
         self._idle = _Idle(self._loop, idle_ms / 1000, max_idle)
 
-    async def send(self, outgoing: Outgoing, *, timeout_ms: int) -> Attempt:
-        """Send, and read the answer, within `timeout_ms` from now. Raises nothing but `CancelledError`.
+    async def send(self, outgoing: Outgoing, *, timeout_ms: int, keep_bytes: int | None = None) -> Attempt:
+        """Send, and read the answer, within `timeout_ms` from now; of its body no more than `keep_bytes`.
+
+        Raises nothing but `CancelledError`, and `Unavailable` when this process has no file descriptor left for
+        a connection, which is not the destination's fault.
 
         Redirects are answers like any other. When a connection that had been idle closes without a byte of
         answer, its server had most likely given it up before the request came; the request is then sent once
@@ -102,6 +106,7 @@ class Sender:
         deadline = self._loop.time() + timeout_ms / 1000
         lane = self._idle.take(outgoing.peer)
         if lane is not None:
+            lane.keep(keep_bytes)
             await lane.exchange(outgoing, deadline, timeout_ms)
             if lane.given_up:
                 lane.close()
@@ -111,6 +116,7 @@ class Sender:
                 lane = await self._connect(outgoing.peer, deadline, timeout_ms)
             except _Unconnected as problem:
                 return Attempt(started_at=started_at, ended_at=self._ended_at(started_at), error=str(problem))
+            lane.keep(keep_bytes)
             await lane.exchange(outgoing, deadline, timeout_ms)
         attempt = self._attempt(lane, started_at)
         if lane.reusable:
@@ -140,6 +146,8 @@ class Sender:
         except TimeoutError:
             raise _Unconnected(too_late) from None
         except Exception as problem:
+            if isinstance(problem, OSError) and problem.errno in (errno.EMFILE, errno.ENFILE):
+                raise Unavailable("this process has too many open files to connect") from problem
             raise _Unconnected(_why_unconnected(peer, problem)) from problem
         lane: object = connection.protocol
         assert isinstance(lane, _Lane)
@@ -174,7 +182,7 @@ class _Lane(asyncio.Protocol):
 
     def __init__(self, *, loop: asyncio.AbstractEventLoop, max_body_bytes: int) -> None:
         self._loop = loop
-        self._max_body_bytes = max_body_bytes
+        self._max_body_bytes = self._kept_bytes = max_body_bytes
         self.peer: Peer
         self.connection: Connection | None = None
         self.transport: asyncio.Transport | None = None
@@ -196,6 +204,11 @@ class _Lane(asyncio.Protocol):
         self.message: RawResponseMessage | None = None
         self.body = b""
         self.error: str | None = None
+
+    def keep(self, most_bytes: int | None) -> None:
+        """Of the next answer's body, keep no more than this; None: as much as of any."""
+        limit = self._max_body_bytes
+        self._kept_bytes = limit if most_bytes is None else min(most_bytes, limit)
 
     async def exchange(self, outgoing: Outgoing, deadline: float, timeout_ms: int) -> None:
         """Send one request and wait for what comes of it, at most until `deadline` (time of the loop).
@@ -345,11 +358,11 @@ class _Lane(asyncio.Protocol):
             if self._chunks:
                 self._chunks += chunk
                 chunk = self._kept()
-            self.body = chunk[: self._max_body_bytes]
+            self.body = chunk[: self._kept_bytes]
             self._end(None)
             return
         self._chunks += chunk
-        if len(self._chunks) > self._max_body_bytes:
+        if len(self._chunks) > self._kept_bytes:
             self._spent = True
             self.body = self._kept()
             self._end(None)
@@ -421,7 +434,7 @@ class _Lane(asyncio.Protocol):
         self._end(f"the answer was not complete within {self._timeout_ms} ms")
 
     def _kept(self) -> bytes:
-        body = bytes(self._chunks[: self._max_body_bytes])
+        body = bytes(self._chunks[: self._kept_bytes])
         self._chunks.clear()
         return body
 

@@ -11,9 +11,11 @@ from relay.log import Log
 from relay.metrics import Metrics
 from storage.protocol import Work
 
+#: One batch: as much as one transaction writes without keeping others waiting.
 _BATCH = 1000
+_BATCH_BYTES = 4 << 20
 _FIRST_PAUSE_MS = 50
-_LONGEST_PAUSE_MS = 2_000
+_LONGEST_PAUSE_MS = 500
 
 
 class Settler:
@@ -39,6 +41,9 @@ class Settler:
         self._log = log
         self._metrics = metrics
         self._settled = settled
+        #: Storage has refused the batch in hand. Until it takes it, nothing new should be claimed: leases that ran
+        #: out meanwhile are most likely those of this very batch.
+        self.is_held_up = False
         self._waiting: list[Settlement] = []
         self._arrived = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -51,8 +56,8 @@ class Settler:
         """Settle for ever; cancel to stop, after `Engine.drain` has seen everything settled."""
         while True:
             await self._arrived.wait()
-            batch = self._waiting[:_BATCH]
-            del self._waiting[:_BATCH]
+            batch = self._waiting[: _fitting(self._waiting)]
+            del self._waiting[: len(batch)]
             if not self._waiting:
                 self._arrived.clear()
             try:
@@ -75,8 +80,11 @@ class Settler:
         pause_ms = _FIRST_PAUSE_MS
         while True:
             try:
-                return await self._storage.settle(batch)
+                refused = await self._storage.settle(batch)
+                self.is_held_up = False
+                return refused
             except Unavailable as reason:
+                self.is_held_up = True
                 self._metrics.storage_errors.labels("settle").inc()
                 self._log.warning("settler.waiting", settlements=len(batch), reason=str(reason))
                 await self._clock.wait(self._hurry, self._clock.now() + pause_ms)
@@ -102,3 +110,19 @@ def _published(batch: Sequence[Settlement], refused: Sequence[MessageId]) -> int
         for settlement in batch
         if settlement.publishes and settlement.claim.message.id not in refused
     )
+
+
+def bytes_of(settlement: Settlement) -> int:
+    """What a settlement holds in memory besides its claim: the answer, and the callbacks."""
+    answer = 0 if settlement.attempt is None else len(settlement.attempt.body)
+    return answer + sum([len(message.request.body) for message in settlement.publishes])
+
+
+def _fitting(settlements: Sequence[Settlement]) -> int:
+    """How many of the first make a batch; one at least."""
+    total = 0
+    for number, settlement in enumerate(settlements[:_BATCH], 1):
+        total += bytes_of(settlement)
+        if total >= _BATCH_BYTES:
+            return number
+    return min(len(settlements), _BATCH)

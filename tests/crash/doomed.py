@@ -138,11 +138,11 @@ class DoomedSender:
         self._doom = doom
         self._poison = None if poison is None else poison.encode()
 
-    async def send(self, outgoing: Outgoing, *, timeout_ms: int) -> Attempt:
+    async def send(self, outgoing: Outgoing, *, timeout_ms: int, keep_bytes: int | None = None) -> Attempt:
         if self._poison is not None and self._poison in outgoing.head + outgoing.body:
             die()
         self._doom.reached("send", "asked")
-        attempt = await self._sender.send(outgoing, timeout_ms=timeout_ms)
+        attempt = await self._sender.send(outgoing, timeout_ms=timeout_ms, keep_bytes=keep_bytes)
         self._doom.reached("send", "told")
         return attempt
 
