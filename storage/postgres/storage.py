@@ -378,9 +378,8 @@ class PostgresStorage:
     # Life
 
     async def ping(self) -> None:
+        await self._changes.use(self._watch.beat)
         self._watch.check()
-        if not await self._changes.use(lambda connection: nodes.keep(connection, self._node)):
-            raise Unavailable("another process was given this one's number: restart it", retry_after_s=60)
         offset_ms = self._clock.offset_ms
         if abs(offset_ms) > _SKEW_MS:
             side = "ahead of" if offset_ms > 0 else "behind"
