@@ -134,19 +134,18 @@ class Engine:
             limit = min(self._room(), len(messages))
             if limit > 0:
                 terms = ClaimTerms(limit=limit, lease_ms=self._settings.lease_ms)
-                self._reserved += limit
+                self._reserve(limit)
         now = self._clock.now()
         try:
             published = await self._storage.publish(messages, now=now, claim=terms)
+            for claim in published.claims:
+                self._start(claim, now)
         except Unavailable:
             self._metrics.storage_errors.labels("publish").inc()
             raise
         finally:
             if terms is not None:
-                self._reserved -= terms.limit
-                self._slots_freed.set()
-        for claim in published.claims:
-            self._start(claim, now)
+                self._give_back(terms.limit)
         duplicates = sum(1 for receipt in published.receipts if receipt.deduplicated)
         if duplicates:
             self._metrics.deduplicated.inc(duplicates)
@@ -172,20 +171,20 @@ class Engine:
             self._wake.clear()
             now = self._clock.now()
             limit = min(room, _CLAIM_BATCH)
-            self._reserved += limit
+            self._reserve(limit)
             try:
                 claimed = await self._storage.claim(
                     ClaimTerms(limit=limit, lease_ms=self._settings.lease_ms, max_bytes=self._bytes_left()),
                     now=now,
                 )
+                self._take(claimed.claims, now)
             except Unavailable as reason:
                 self._metrics.storage_errors.labels("claim").inc()
                 self._log.warning("engine.waiting", reason=str(reason))
                 await self._sleep(self._clock.now() + _ERROR_PAUSE_MS)
                 continue
             finally:
-                self._reserved -= limit
-            self._take(claimed.claims, now)
+                self._give_back(limit)
             next_at = claimed.next_due_at or now + _POLL_MS
             self._behind = next_at <= now and bool(claimed.claims)
             if not self._behind:
@@ -234,7 +233,10 @@ class Engine:
     # --- the way out ------------------------------------------------------------------------------------------
 
     async def drain(self, until: int) -> None:
-        """Claim nothing more, let attempts finish until the instant `until`, hand the rest back unspent."""
+        """Claim nothing more, let attempts finish until the instant `until`, hand the rest back unspent.
+
+        What storage is leasing to this process at this very moment is waited for: nobody else knows of it.
+        """
         self._draining = True
         self._wake.set()
         self._slots_freed.set()
@@ -361,11 +363,24 @@ class Engine:
             claim = settlement.claim
             del self._flights[claim.message.id, claim.claim_no]
             self._bytes -= len(claim.message.request.body) + _CLAIM_OVERHEAD_BYTES
-        if not self._flights:
-            self._emptied.set()
-        self._slots_freed.set()
+        self._tell_what_is_free()
 
     # --- room -------------------------------------------------------------------------------------------------
+
+    def _reserve(self, slots: int) -> None:
+        """For claims that storage is asked for."""
+        self._reserved += slots
+        self._emptied.clear()
+
+    def _give_back(self, slots: int) -> None:
+        """The claims have come, and those that did have been started."""
+        self._reserved -= slots
+        self._tell_what_is_free()
+
+    def _tell_what_is_free(self) -> None:
+        if not self._flights and not self._reserved:
+            self._emptied.set()
+        self._slots_freed.set()
 
     def _room(self) -> int:
         """How many more deliveries may be taken now, by slots and by bytes."""
