@@ -13,10 +13,12 @@ from hashlib import sha256
 from relay.config import Config
 from relay.domain.message import TenantId
 from relay.domain.tenant import Principal, Tenant
-from storage.protocol import Catalog
+from storage.protocol import CannotOpen, Catalog
 
 DEFAULT_TENANT = TenantId(1)
 _GENERATED = "generated_token"
+#: Set for good by the first start for production.
+_PRODUCTION = "production"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,18 +67,37 @@ _DEVELOPMENT = (
     ("testUser2", "testPassword", "sig_6jWGaWRxHsw4vMSPJprXadyvrybF", "sig_7qHbvhmahe5GwfePDiS5Lg3pi6Qx"),
     ("testUser3", "testPassword", "sig_5T8FcSsynBjn9mMLBsXhpacRovJf", "sig_7GFR4YaDshFcqsxWRZpRB161jguD"),
 )
+_PUBLISHED_KEYS = frozenset(
+    key for *_, current_key, next_key in _DEVELOPMENT for key in (current_key, next_key)
+)
 
 
 async def development(catalog: Catalog, *, now: int) -> Credentials:
-    """Let the four published identities in, each with its published keys; the first one's credentials."""
+    """Let the four published identities in, each with its published keys; the first one's credentials.
+
+    The keys are those of the database, which a rotation may have changed. Raises `CannotOpen` for a database
+    that has been one for production: whoever has read the documentation could speak for its account.
+    """
+    if await _is_production(catalog):
+        raise CannotOpen(
+            "this database belongs to a relay for production, and relay dev would let the published tokens into"
+            " it; name another with --database or RELAY_DATABASE_URL"
+        )
+    tenants = []
     for number, (user_id, password, current_key, next_key) in enumerate(_DEVELOPMENT, 1):
-        tenant = Tenant(id=TenantId(number), user_id=user_id, current_key=current_key, next_key=next_key)
-        if await catalog.tenant(tenant.id) is None:
+        id = TenantId(number)
+        tenant = await catalog.tenant(id)
+        if tenant is None:
+            tenant = Tenant(id=id, user_id=user_id, current_key=current_key, next_key=next_key)
             await catalog.put_tenant(tenant, now=now)
-        token = make_token(user_id, password)
-        await catalog.put_token(token_hash(token), Principal(tenant=tenant.id), now=now)
-    user_id, password, current_key, next_key = _DEVELOPMENT[0]
-    return Credentials(token=make_token(user_id, password), current_key=current_key, next_key=next_key)
+        await catalog.put_token(token_hash(make_token(user_id, password)), Principal(tenant=id), now=now)
+        tenants.append(tenant)
+    user_id, password, *_ = _DEVELOPMENT[0]
+    return Credentials(
+        token=make_token(user_id, password),
+        current_key=tenants[0].current_key,
+        next_key=tenants[0].next_key,
+    )
 
 
 async def production(
@@ -93,7 +114,12 @@ async def production(
     out of the configuration stops working, and without a configured full token there is a generated one.
     Configured keys are taken over when they are new to this database; while the configuration stays as it is,
     a rotation by the API is what counts. Killed half-way, the next start does the rest.
+
+    What `development` let into this database is let out: published tokens, and published keys that are not
+    configured.
     """
+    await catalog.put_setting(_PRODUCTION, "yes")
+    await _retire_published(catalog, config, now=now, fresh_key=fresh_key)
     stored = await catalog.tenant(DEFAULT_TENANT)
     tenant = stored or Tenant(
         id=DEFAULT_TENANT,
@@ -119,10 +145,41 @@ async def production(
     if token is None:
         generated = await catalog.setting(_GENERATED)
         if generated is not None and await catalog.principal(bytes.fromhex(generated)) is not None:
+            await catalog.delete_tokens(tenant.id, read_only=False, keep=bytes.fromhex(generated))
             return Credentials(token=None, current_key=tenant.current_key, next_key=tenant.next_key)
         token = told = make_token(tenant.user_id, fresh_name(""))
     await _only(catalog, token, Principal(tenant=tenant.id), now=now)
     return Credentials(token=told, current_key=tenant.current_key, next_key=tenant.next_key)
+
+
+async def _is_production(catalog: Catalog) -> bool:
+    """Whether a start for production has been here, be it one that did not say so yet."""
+    if any([await catalog.setting(name) is not None for name in (_PRODUCTION, _GENERATED)]):
+        return True
+    tenant = await catalog.tenant(DEFAULT_TENANT)
+    return tenant is not None and tenant.user_id != _DEVELOPMENT[0][0]
+
+
+async def _retire_published(
+    catalog: Catalog, config: Config, *, now: int, fresh_key: Callable[[], str]
+) -> None:
+    """Shut the published identities out, and have nobody's deliveries signed with a key that everybody knows.
+
+    The tokens of the default account are seen to by what is configured.
+    """
+    known = _PUBLISHED_KEYS - {config.current_signing_key, config.next_signing_key}
+    for number, _ in enumerate(_DEVELOPMENT, 1):
+        id = TenantId(number)
+        if id != DEFAULT_TENANT:
+            for read_only in (False, True):
+                await catalog.delete_tokens(id, read_only=read_only, keep=None)
+        tenant = await catalog.tenant(id)
+        if tenant is not None and not known.isdisjoint((tenant.current_key, tenant.next_key)):
+            current_key, next_key = (
+                fresh_key() if key in known else key for key in (tenant.current_key, tenant.next_key)
+            )
+            fresh = Tenant(id=id, user_id=tenant.user_id, current_key=current_key, next_key=next_key)
+            await catalog.put_tenant(fresh, now=now)
 
 
 async def remember_shown(catalog: Catalog, credentials: Credentials) -> None:

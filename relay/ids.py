@@ -5,6 +5,7 @@ everything written on the hot path grows at its right edge (a random text key co
 insert). Its text form is `msg_` and the number in base 32.
 """
 
+import re
 import secrets
 
 _COUNTER_BITS = 12
@@ -18,6 +19,9 @@ _VALUES = {digit: value for value, digit in enumerate(_DIGITS)}
 _PAIRS = tuple(a + b for a in _DIGITS for b in _DIGITS)
 _TEXT_LENGTH = 13
 _MAX = (1 << 63) - 1
+
+_LOW = (1 << _SHIFT) - 1
+_DEAD_LETTER = re.compile(r"([0-9]{1,19})-([0-9]{1,7})")
 
 
 class Ids:
@@ -83,6 +87,31 @@ def number_of(prefix: str, text: str) -> int | None:
             return None
         number = number << 5 | value
     return number if number <= _MAX else None
+
+
+def dead_letter_text(number: int) -> str:
+    """A dead letter's id as clients see it: the milliseconds of its making, and a number that makes it unique.
+
+    >>> dead_letter_text(1725323658779 << 20 | 7)
+    '1725323658779-7'
+    """
+    return f"{number >> _SHIFT}-{number & _LOW}"
+
+
+def dead_letter_number(text: str) -> int | None:
+    """The number behind a client's `dlqId`, or None when it cannot be one of ours.
+
+    >>> dead_letter_number("1725323658779-7") == 1725323658779 << 20 | 7
+    True
+    >>> dead_letter_number("1725323658779-07") is None
+    True
+    """
+    match = _DEAD_LETTER.fullmatch(text)
+    if match is None:
+        return None
+    number = int(match[1]) << _SHIFT | int(match[2])
+    # Anything but the one spelling of an id would be a second name for the same entry.
+    return number if number <= _MAX and dead_letter_text(number) == text else None
 
 
 def random_name(prefix: str) -> str:

@@ -32,6 +32,7 @@ from relay.domain.message import (
 from relay.domain.publish import Draft
 from relay.domain.schedule import CatchUp, Overlap, Run, RunOutcome, Schedule
 from relay.domain.tenant import Principal, Tenant
+from relay.domain.url_group import Endpoint, UrlGroup
 
 #: One row as a driver returns it, or as it is bound.
 Row = Sequence[Any]
@@ -65,6 +66,7 @@ DEAD_LETTER_COLUMNS = (
 SCHEDULE_COLUMNS = (
     "tenant, id, cron, draft, created_at, revision, catch_up, overlap, paused, next_at, last_fired_at, error"
 )
+URL_GROUP_COLUMNS = "tenant, name, created_at, updated_at, endpoints, headers"
 
 _NO_HEADERS = "[]"
 
@@ -95,6 +97,7 @@ _labels_decoder = msgspec.json.Decoder(tuple[str, ...])
 _terms_decoder = msgspec.json.Decoder(_Terms)
 _draft_decoder = msgspec.json.Decoder(Draft)
 _ids_decoder = msgspec.json.Decoder(tuple[int, ...])
+_endpoints_decoder = msgspec.json.Decoder(tuple[Endpoint, ...])
 
 
 def decoded(rows: Iterable[Row], decode: Callable[[Row], T]) -> Sequence[T]:
@@ -356,6 +359,24 @@ def run_of(row: Row) -> Run:
         outcome=RunOutcome[outcome],
         message_ids=ids_of(message_ids),
     )
+
+
+def url_group_of(row: Row) -> UrlGroup:
+    """From the columns of URL_GROUP_COLUMNS."""
+    tenant, name, created_at, updated_at, endpoints, headers = row
+    return UrlGroup(
+        tenant=TenantId(tenant),
+        name=name,
+        created_at=created_at,
+        updated_at=updated_at,
+        endpoints=_decode(endpoints, _endpoints_decoder),
+        headers=headers_of(headers),
+    )
+
+
+def endpoints_text(endpoints: Sequence[Endpoint]) -> str:
+    """Endpoints as their JSON column."""
+    return _encode(endpoints)
 
 
 def ids_of(text: str) -> tuple[MessageId, ...]:

@@ -5,7 +5,7 @@ one transaction, durable when it returns; when it raises `Unavailable` nothing i
 caller may repeat it. Each role is what one consumer needs; `Storage` is all of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -13,10 +13,11 @@ from msgspec import Struct
 from relay.domain.dead_letter import DeadLetter, DeadLetterId
 from relay.domain.delivery import Claim, Lease, Settlement
 from relay.domain.event import Event
-from relay.domain.message import Message, MessageId, TenantId
+from relay.domain.message import Headers, Message, MessageId, TenantId
 from relay.domain.schedule import Run, Schedule
 from relay.domain.selection import Order, Selection
 from relay.domain.tenant import Principal, Tenant
+from relay.domain.url_group import Endpoint, EndpointRef, UrlGroup
 
 #: How long a deduplication key holds, by the deduplication guide of the QStash documentation. It is freed earlier
 #: when its message fails for good or is canceled.
@@ -60,10 +61,14 @@ class Claimed(Struct, frozen=True, kw_only=True):
 
 
 class DueSchedule(Struct, frozen=True, kw_only=True):
-    """A schedule whose next tick has come, and whether messages of its last run are still unfinished."""
+    """A schedule whose next tick has come, and whether messages of its last run are still unfinished.
+
+    `group` is the URL group that its draft names, as it is now; None when it does not exist, or none is named.
+    """
 
     schedule: Schedule
     in_progress: bool
+    group: UrlGroup | None = None
 
 
 class Firing(Struct, frozen=True, kw_only=True):
@@ -192,6 +197,47 @@ class Schedules(Protocol):
         ...
 
 
+class UrlGroups(Protocol):
+    """Names for several destinations at once. Changes of one group happen one after the other; none is lost."""
+
+    async def put_endpoints(
+        self,
+        tenant: TenantId,
+        name: str,
+        endpoints: Sequence[Endpoint],
+        *,
+        max_groups: int,
+        max_endpoints: int,
+        now: int,
+    ) -> bool:
+        """Add or change endpoints as `url_group.upserted` says; a group that does not exist begins with them.
+
+        False, and nothing written, when the group would have more than `max_endpoints`, or is new and the tenant
+        has `max_groups` already.
+        """
+        ...
+
+    async def remove_endpoints(
+        self, tenant: TenantId, name: str, removed: Sequence[EndpointRef], *, now: int
+    ) -> bool:
+        """Remove endpoints, and the group with its last one. False: no such group."""
+        ...
+
+    async def put_group_headers(self, tenant: TenantId, name: str, headers: Headers, *, now: int) -> bool:
+        """Replace the headers of a group. False: no such group."""
+        ...
+
+    async def url_group(self, tenant: TenantId, name: str) -> UrlGroup | None: ...
+
+    async def url_groups(self, tenant: TenantId, names: Collection[str] | None = None) -> Sequence[UrlGroup]:
+        """All groups, oldest first; with `names` only those of them, in any order."""
+        ...
+
+    async def delete_url_group(self, tenant: TenantId, name: str) -> bool:
+        """False when there was none. Messages already published to it go on."""
+        ...
+
+
 class Catalog(Protocol):
     """Who may speak, and the keys that sign."""
 
@@ -293,11 +339,11 @@ class Transfer(Protocol):
         ...
 
 
-class Storage(Inbox, Work, Schedules, Catalog, Archive, Transfer, Protocol):
+class Storage(Inbox, Work, Schedules, UrlGroups, Catalog, Archive, Transfer, Protocol):
     """A database that can do all of it.
 
-    `last_id` is the greatest message id it held when it was opened, `node` the number that tells this process'
-    ids from those of others on the same database: what the process' `Ids` starts from.
+    `last_id` is the greatest id of a message or a dead letter it held when it was opened, `node` the number that
+    tells this process' ids from those of others on the same database: what the process' `Ids` starts from.
     """
 
     @property

@@ -16,14 +16,20 @@ from relay.accounts import (
     user_id_of,
 )
 from relay.config import Config
+from relay.domain.message import TenantId
+from relay.domain.tenant import Principal
 from relay.ids import random_name
 from signing import generate_key
-from storage.protocol import Storage
+from storage.protocol import CannotOpen, Storage
 from storage.sqlite import open_sqlite
 
 NOW = 1_800_000_000_000
 TOKEN = "a-token-of-our-own"
 READER = "a-token-that-only-reads"
+PUBLISHED = [
+    make_token("defaultUser", "defaultPassword"),
+    *(make_token(f"testUser{number}", "testPassword") for number in (1, 2, 3)),
+]
 
 
 @pytest.fixture
@@ -67,6 +73,73 @@ async def test_a_restart_in_development_keeps_rotated_keys(storage: Storage) -> 
     tenant = await storage.tenant(DEFAULT_TENANT)
     assert tenant is not None
     assert tenant.next_key == "sig_fresh"
+
+
+async def test_development_tells_the_keys_that_sign_after_a_rotation(storage: Storage) -> None:
+    first = await development(storage, now=NOW)
+    await storage.rotate_keys(DEFAULT_TENANT, fresh="sig_fresh")
+    again = await development(storage, now=NOW)
+    assert (again.current_key, again.next_key) == (first.next_key, "sig_fresh")
+
+
+async def keys_of(storage: Storage) -> list[str]:
+    tenants = [await storage.tenant(TenantId(number)) for number in (1, 2, 3, 4)]
+    return [key for tenant in tenants if tenant for key in (tenant.current_key, tenant.next_key)]
+
+
+async def test_production_shuts_the_published_identities_out_and_retires_their_keys(storage: Storage) -> None:
+    await development(storage, now=NOW)
+    published = await keys_of(storage)
+    assert len(set(published)) == 8
+    credentials = await start(storage)
+    assert [token for token in PUBLISHED if await may_speak(storage, token)] == []
+    fresh = await keys_of(storage)
+    assert len(set(fresh)) == 8
+    assert set(fresh).isdisjoint(published)
+    assert fresh[:2] == [credentials.current_key, credentials.next_key]
+    await remember_shown(storage, credentials)
+    await start(storage)
+    assert await keys_of(storage) == fresh
+
+
+async def test_production_retires_the_published_key_that_a_rotation_left(storage: Storage) -> None:
+    published = (await development(storage, now=NOW)).next_key
+    await storage.rotate_keys(DEFAULT_TENANT, fresh="sig_fresh")
+    credentials = await start(storage)
+    assert credentials.next_key == "sig_fresh"
+    assert credentials.current_key not in (published, "sig_fresh")
+
+
+async def test_configured_keys_count_on_a_database_of_development_too(storage: Storage) -> None:
+    told = await development(storage, now=NOW)
+    config = Config(token=TOKEN, current_signing_key=told.current_key, next_signing_key="sig_configured_next")
+    credentials = await start(storage, config)
+    assert (credentials.current_key, credentials.next_key) == (told.current_key, "sig_configured_next")
+    assert await start(storage, config) == credentials
+
+
+@pytest.mark.parametrize("config", [Config(), Config(token=TOKEN), Config(token=PUBLISHED[0])])
+async def test_development_leaves_a_database_of_production_alone(storage: Storage, config: Config) -> None:
+    await start(storage, config)
+    keys = await keys_of(storage)
+    with pytest.raises(CannotOpen, match="production"):
+        await development(storage, now=NOW)
+    assert await keys_of(storage) == keys
+    speaking = [token for token in PUBLISHED if await may_speak(storage, token)]
+    assert speaking == [token for token in PUBLISHED if token == config.token]
+
+
+async def test_a_published_token_is_no_way_into_an_account_whose_own_token_was_told(
+    storage: Storage,
+) -> None:
+    first = await start(storage)
+    await remember_shown(storage, first)
+    await storage.put_token(token_hash(PUBLISHED[0]), Principal(tenant=DEFAULT_TENANT), now=NOW)
+    again = await start(storage)
+    assert again.token is None
+    assert first.token is not None
+    assert await may_speak(storage, first.token)
+    assert not await may_speak(storage, PUBLISHED[0])
 
 
 async def test_the_first_start_makes_a_token_in_the_documented_shape_and_tells_it_once(

@@ -5,6 +5,7 @@ must meet every status and every member it promises.
 """
 
 import asyncio
+import json
 import tomllib
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tests.api.specification import ALIASES, PATH, Specification
 
 PUBLISH = "/v2/publish/https://example.com/hook"
 SCHEDULES = "/v2/schedules/https://example.com/hook"
+ENDPOINTS = "/v2/topics/{name}/endpoints"
 CRON = {"Upstash-Cron": "*/10 * * * *"}
 CRON_OF = {"/v2/schedules/{schedule_id}": CRON}
 
@@ -38,6 +40,12 @@ EVERYTHING = [
     ("POST", "/v2/schedules/{schedule_id}/pause"),
     ("PATCH", "/v2/schedules/{schedule_id}/resume"),
     ("POST", "/v2/schedules/{schedule_id}/resume"),
+    ("GET", "/v2/topics"),
+    ("GET", "/v2/topics/{name}"),
+    ("PATCH", "/v2/topics/{name}"),
+    ("DELETE", "/v2/topics/{name}"),
+    ("POST", "/v2/topics/{name}/endpoints"),
+    ("DELETE", "/v2/topics/{name}/endpoints"),
     ("GET", "/v2/dlq"),
     ("DELETE", "/v2/dlq"),
     ("POST", "/v2/dlq/retry"),
@@ -49,6 +57,17 @@ EVERYTHING = [
     ("GET", "/v2/keys"),
     ("POST", "/v2/keys/rotate"),
 ]
+
+
+#: What is asked of a URL group, where that takes a body.
+BODIES = {
+    (
+        "POST",
+        ENDPOINTS,
+    ): b'{"endpoints": [{"url": "https://a.example", "name": "a"}, {"url": "https://b.example"}]}',
+    ("DELETE", ENDPOINTS): b'{"endpoints": [{"name": "a"}]}',
+    ("PATCH", "/v2/topics/{name}"): b'{"headers": {"Upstash-Retries": "0"}}',
+}
 
 
 def test_the_description_is_valid_openapi() -> None:
@@ -165,6 +184,10 @@ async def successes(rig: Rig) -> None:
         "Upstash-Timeout": "5s",
         "Upstash-Retry-Delay": "1000",
         "Upstash-Delay": "1s",
+        "Upstash-Callback": "https://example.com/callback",
+        "Upstash-Callback-Forward-X": "y",
+        "Upstash-Failure-Callback": "https://example.com/failed",
+        "Upstash-Failure-Callback-Forward-X": "y",
     }
     for path in ("/healthz", "/readyz", "/metrics", "/v2/keys", "/v2/schedules", "/v2/dlq"):
         assert (await rig.call("GET", path)).status == 200
@@ -176,6 +199,7 @@ async def successes(rig: Rig) -> None:
     await rig.show(message_id)
     await rig.show(await rig.publish(body=b"\xff"))
     await rig.call("GET", "/v2/schedules")
+    await url_groups(rig)
     await rig.fire(schedule_id, error="a reason")
     await rig.show_schedule(schedule_id)
     for verb in ("pause", "resume"):
@@ -208,16 +232,49 @@ async def successes(rig: Rig) -> None:
     assert (await rig.call("POST", "/v2/keys/rotate")).status == 200
 
 
+async def url_groups(rig: Rig) -> None:
+    """A group with everything a group can have, and messages to it; one of its dead letters is shown."""
+    for method, template in (("POST", ENDPOINTS), ("PATCH", "/v2/topics/{name}")):
+        reply = await rig.call(method, template.format(name="group"), body=BODIES[method, template])
+        assert reply.status == 200
+    for path in ("/v2/topics", "/v2/topics/group"):
+        assert (await rig.call("GET", path)).status == 200
+    once = {"Upstash-Deduplication-Id": "once in a group"}
+    replies = [await rig.call("POST", "/v2/publish/group", headers=once) for _ in "12"]
+    assert [reply.status for reply in replies] == [200, 202]
+    await rig.show(replies[0].json[0]["messageId"])
+    batch = [{"destination": "group", "headers": once}, {"destination": "group"}]
+    assert (await rig.call_json("POST", "/v2/batch", batch)).status == 200
+    for name in ("group", "nobody"):
+        assert (await rig.call("DELETE", f"/v2/topics/{name}")).status == 200
+    await rig.put_group("https://a.example", "https://b.example")
+    remove = await rig.call(
+        "DELETE", "/v2/topics/group/endpoints", body=b'{"endpoints": [{"url": "https://a.example"}]}'
+    )
+    assert remove.status == 200
+
+
 async def refusals(rig: Rig) -> None:
     """Everything that can be wrong with a request or with who sends it."""
-    unknown = {"message_id": "msg_0000000000001", "schedule_id": "scd_unknown", "dlq_id": "1-1"}
+    unknown = {
+        "message_id": "msg_0000000000001",
+        "schedule_id": "scd_unknown",
+        "dlq_id": "1-1",
+        "name": "nobody",
+    }
+    made_or_deleted_anyway = (("POST", ENDPOINTS), ("DELETE", "/v2/topics/{name}"))
     for method, template in EVERYTHING:
         target = template.format(**unknown)
-        assert (await rig.call(method, target, token=None)).status == 401
+        body = BODIES.get((method, template))
+        assert (await rig.call(method, target, body=body, token=None)).status == 401
         if method != "GET":
-            assert (await rig.call(method, target, token=READ_ONLY)).status == 403
-        if template != target:
-            assert (await rig.call(method, target)).status == 404
+            assert (await rig.call(method, target, body=body, token=READ_ONLY)).status == 403
+        if template != target and (method, template) not in made_or_deleted_anyway:
+            assert (await rig.call(method, target, body=body)).status == 404
+    for path in ("/v2/publish/nobody", "/v2/schedules/nobody"):
+        assert (await rig.call("POST", path, headers=CRON)).status == 404
+    assert (await rig.call_json("POST", "/v2/batch", [{"destination": "nobody"}])).status == 404
+    await refused_groups(rig)
     assert (await rig.call("POST", "/v2/dlq/retry?dlqIds=1-1")).status == 404
     for method, path in (
         ("DELETE", "/v2/messages"),
@@ -252,6 +309,20 @@ async def refusals(rig: Rig) -> None:
     await unreadable_cron(rig)
 
 
+async def refused_groups(rig: Rig) -> None:
+    too_many = json.dumps({"endpoints": [{"url": "https://a.example"}] * 101}).encode()
+    over_limit = b'{"headers": {"Upstash-Retries": "1000000"}}'
+    for method, path, beyond in (
+        ("POST", "/v2/topics/group/endpoints", too_many),
+        ("DELETE", "/v2/topics/group/endpoints", too_many),
+        ("PATCH", "/v2/topics/group", over_limit),
+    ):
+        for body, status in ((b"?", 400), (beyond, 412), (b" " * ((1 << 20) + 1), 413)):
+            assert (await rig.call(method, path, body=body)).status == status
+    for method in ("GET", "DELETE"):
+        assert (await rig.call(method, "/v2/topics/no%20name")).status == 400
+
+
 async def unreadable_cron(rig: Rig) -> None:
     """A schedule in a time zone that was abolished after it was made."""
     schedule_id = await rig.schedule()
@@ -269,6 +340,9 @@ async def stalls(rig: Rig) -> None:
         ("DELETE", "/v2/messages"),
         ("DELETE", "/v2/dlq"),
         ("POST", "/v2/dlq/retry"),
+        ("POST", "/v2/topics/group/endpoints"),
+        ("DELETE", "/v2/topics/group/endpoints"),
+        ("PATCH", "/v2/topics/group"),
     ):
         reader, writer = await rig.connect()
         head = f"{method} {path} HTTP/1.1\r\nHost: a\r\nAuthorization: {AUTHORIZATION}\r\n"
@@ -279,17 +353,20 @@ async def stalls(rig: Rig) -> None:
 
 async def outage(rig: Rig) -> None:
     """Storage is gone; the callers are still known for a second."""
-    ids = {"message_id": await rig.publish(), "schedule_id": "scd_unknown", "dlq_id": "1-1"}
+    ids = {"message_id": await rig.publish(), "schedule_id": "scd_unknown", "dlq_id": "1-1", "name": "group"}
     await rig.storage.close()
     rig.publisher.fault = Unavailable("the relay is stopping")
     rig.problems.append("storage does not answer")
-    requests = [(method, template.format(**ids)) for method, template in EVERYTHING]
-    bodies = {"/v2/batch": b'[{"destination":"https://a.b"}]'}
+    batch = b'[{"destination":"https://a.b"}]'
+    requests = [
+        (method, template.format(**ids), batch if template == "/v2/batch" else BODIES.get((method, template)))
+        for method, template in EVERYTHING
+    ]
     replies = await asyncio.gather(
         rig.call("GET", "/readyz"),
         *(
-            rig.call(method, target, body=bodies.get(target), headers=CRON if target == SCHEDULES else None)
-            for method, target in requests
+            rig.call(method, target, body=body, headers=CRON if target == SCHEDULES else None)
+            for method, target, body in requests
         ),
     )
     assert {reply.status for reply in replies} == {503}

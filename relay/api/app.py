@@ -7,7 +7,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from msgspec import Struct
 
-from relay.api import dlq, health, keys, logs, messages, publish, schedules
+from relay.api import dlq, health, keys, logs, messages, publish, schedules, url_groups
 from relay.api.answer import Answer, error_answer
 from relay.api.auth import Caller
 from relay.api.middleware import guard, response_of
@@ -52,6 +52,12 @@ ROUTES = (
     Route("GET", "/v2/schedules/{schedule_id}", READ, schedules.show),
     Route("DELETE", "/v2/schedules/{schedule_id}", WRITE, schedules.delete),
     Route("POST", f"/v2/schedules/{_DESTINATION}", WRITE, schedules.create),
+    Route("GET", "/v2/topics", READ, url_groups.index),
+    Route("GET", "/v2/topics/{name}", READ, url_groups.show),
+    Route("PATCH", "/v2/topics/{name}", WRITE, url_groups.patch),
+    Route("DELETE", "/v2/topics/{name}", WRITE, url_groups.delete),
+    Route("POST", "/v2/topics/{name}/endpoints", WRITE, url_groups.put_endpoints),
+    Route("DELETE", "/v2/topics/{name}/endpoints", WRITE, url_groups.remove_endpoints),
     Route("GET", "/v2/dlq", READ, dlq.index),
     Route("DELETE", "/v2/dlq", WRITE, dlq.delete_selected),
     Route("POST", "/v2/dlq/retry", WRITE, dlq.retry_selected),
@@ -76,7 +82,6 @@ OPEN_ROUTES: tuple[tuple[str, str, OpenEndpoint], ...] = (
 NOT_OFFERED = (
     "/v2/enqueue",
     "/v2/queues",
-    "/v2/topics",
     "/v2/flowControl",
     "/v2/globalParallelism",
     "/v2/trigger",

@@ -13,7 +13,7 @@ from relay.domain.errors import NotFound, quoted
 from relay.domain.message import Message, MessageId, TenantId
 from relay.domain.publish import redrive
 from relay.domain.selection import Order, Selection
-from relay.wire.cursor import dead_letter_number, dead_letter_text
+from relay.ids import dead_letter_number, dead_letter_text
 from relay.wire.headers import parse_override
 from relay.wire.json import PAGE_BYTES, Json, dead_letter_json, dead_letter_page, receipt_json
 from relay.wire.selection import Endpoint, Page, select

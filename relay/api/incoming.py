@@ -6,8 +6,12 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 
 from relay.api.address import address_text, caller_ip
+from relay.api.auth import Caller
 from relay.api.services import Services
-from relay.domain.errors import Invalid
+from relay.domain.errors import Invalid, NotFound, RelayError, TooLarge, quoted
+from relay.domain.message import Message, MessageId
+from relay.domain.publish import Draft, message_of
+from relay.domain.url_group import UrlGroup, fan_out
 from relay.wire.target import Kind, Target
 
 
@@ -27,11 +31,38 @@ def caller_address(services: Services, peer_ip: str | None, headers: Iterable[tu
     return caller_ip(peer_ip, forwarded_for, services.trusted_proxies)
 
 
-def single_destination(target: Target) -> str:
-    """The URL; raises `Invalid` for what this version cannot resolve."""
-    if target.kind is not Kind.URL:
-        raise Invalid(
-            "destination",
-            f"{target.destination} has no http:// or https://, and URL groups are not offered by this version",
-        )
-    return target.destination
+async def destination_of(services: Services, caller: Caller, target: Target) -> str | UrlGroup:
+    """The URL, or the URL group as it is now; raises what `unknown_destination` says when there is none."""
+    if target.kind is Kind.URL:
+        return target.destination
+    group = await services.storage.url_group(caller.tenant, target.destination)
+    if group is None:
+        raise unknown_destination(target.destination)
+    return group
+
+
+def unknown_destination(name: str) -> RelayError:
+    """What is wrong with a name that no URL group has. With a dot in it, it is a URL that lacks its beginning."""
+    problem = f"{quoted(name)} has no http:// or https://, and a URL group of that name was"
+    if "." in name:
+        return Invalid("destination", f"{problem} not found")
+    return NotFound(f"destination: {problem}")
+
+
+def messages_of(
+    services: Services, caller: Caller, draft: Draft, to: str | UrlGroup, now: int
+) -> tuple[Message, ...]:
+    """What a draft becomes: one message, or one for each endpoint of the group. Raises `TooLarge`."""
+    drafts: Sequence[Draft] = (draft,)
+    if isinstance(to, UrlGroup):
+        drafts = fan_out(draft, to)
+        if len(drafts) * len(draft.request.body) > services.limits.max_batch_bytes:
+            raise TooLarge(
+                f"the message body, once for each endpoint of {to.name},", services.limits.max_batch_bytes
+            )
+    return tuple(
+        [
+            message_of(one, tenant=caller.tenant, id=MessageId(services.ids.next(now)), now=now)
+            for one in drafts
+        ]
+    )

@@ -1,23 +1,30 @@
 """Publishing: one message, or a batch of them."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
-from typing import Annotated
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, NamedTuple
 
 import msgspec
 from aiohttp import web
 
 from relay.api.answer import Answer, answer_of, json_answer
 from relay.api.auth import Caller
-from relay.api.incoming import caller_address, headers_of, single_destination
+from relay.api.incoming import (
+    caller_address,
+    destination_of,
+    headers_of,
+    messages_of,
+    unknown_destination,
+)
 from relay.api.schedules import put as put_schedule
 from relay.api.services import Services
-from relay.domain.errors import Invalid, RelayError
-from relay.domain.message import Message, MessageId
-from relay.domain.publish import message_of
+from relay.domain.errors import Invalid, OverLimit, RelayError, TooLarge
+from relay.domain.message import Message
+from relay.domain.url_group import UrlGroup
 from relay.wire.headers import parse_draft
-from relay.wire.json import receipt_json
-from relay.wire.target import parse_destination, split_target
+from relay.wire.json import Json, receipt_json
+from relay.wire.target import Kind, Target, parse_destination, split_target
+from storage.protocol import Receipt
 
 #: What stands before the destination in the raw request target.
 PREFIX = "/v2/publish/"
@@ -54,7 +61,7 @@ async def publish(
     body: bytes,
     peer_ip: str | None,
 ) -> Answer:
-    """Publish the message that a request describes; with Upstash-Cron, create a schedule instead.
+    """Publish what a request describes, to one URL or to a URL group; with Upstash-Cron, create a schedule instead.
 
     Needs no more of the request than these values, so that it can be called before there is a router. The caller
     may write, as `Caller.require_write` says. Raises `RelayError`.
@@ -64,10 +71,11 @@ async def publish(
     caller_ip = caller_address(services, peer_ip, headers)
     if any(name.lower() == _CRON for name, _ in (*headers, *target.config)):
         return await put_schedule(services, caller, target, headers, body, caller_ip)
+    to = await destination_of(services, caller, target)
     now = services.clock.now()
     draft = parse_draft(
         headers,
-        url=single_destination(target),
+        to=to,
         body=body,
         caller_ip=caller_ip,
         now=now,
@@ -75,10 +83,12 @@ async def publish(
         config=target.config,
         authorization_is_ours=caller.authorization_is_ours,
     )
-    message = message_of(draft, tenant=caller.tenant, id=MessageId(services.ids.next(now)), now=now)
-    (receipt,) = await services.publisher.publish((message,))
+    messages = messages_of(services, caller, draft, to, now)
+    receipts = await services.publisher.publish(messages)
+    published = _published_json(messages, iter(receipts))
     return json_answer(
-        receipt_json(receipt, message.request.url), status=202 if receipt.deduplicated else 200
+        published[0] if isinstance(to, str) else published,
+        status=202 if all(receipt.deduplicated for receipt in receipts) else 200,
     )
 
 
@@ -100,27 +110,54 @@ async def publish_batch(
     """
     items = _items_of(body)
     caller_ip = caller_address(services, peer_ip, headers)
+    targets = await _targets_of(items)
+    groups = await _groups_of(services, caller, targets)
     now = services.clock.now()
-    outcomes: list[Message | RelayError] = []
-    for index, item in enumerate(items, start=1):
+    outcomes: list[_Accepted | RelayError] = []
+    room = _Room(max_messages=MAX_BATCH_ITEMS, max_bytes=services.limits.max_batch_bytes)
+    for index, (item, target) in enumerate(zip(items, targets, strict=True), start=1):
         try:
-            outcomes.append(_message_of(services, caller, item, caller_ip, now))
+            accepted = _accepted(services, caller, item, target, groups, caller_ip, now)
+            room.take(accepted.messages)
+            outcomes.append(accepted)
         except RelayError as error:
             outcomes.append(error)
         if index % _STRETCH == 0:
             await asyncio.sleep(0)
-    messages = [outcome for outcome in outcomes if isinstance(outcome, Message)]
+    messages = [
+        message for outcome in outcomes if not isinstance(outcome, RelayError) for message in outcome.messages
+    ]
     if outcomes and not messages:
         return answer_of(next(outcome for outcome in outcomes if isinstance(outcome, RelayError)))
     receipts = iter(await services.publisher.publish(messages) if messages else ())
-    return json_answer(
-        [
-            {"error": str(outcome)}
-            if isinstance(outcome, RelayError)
-            else receipt_json(next(receipts), outcome.request.url)
-            for outcome in outcomes
-        ]
-    )
+    return json_answer([_outcome_json(outcome, receipts) for outcome in outcomes])
+
+
+class _Accepted(NamedTuple):
+    """What an item becomes; `several` when it went to a URL group, however many endpoints that has."""
+
+    messages: Sequence[Message]
+    several: bool
+
+
+class _Room:
+    """What is left of the bounds of a batch: through URL groups, a short one may ask for very much."""
+
+    def __init__(self, *, max_messages: int, max_bytes: int) -> None:
+        self._max_messages = self._messages = max_messages
+        self._max_bytes = self._bytes = max_bytes
+
+    def take(self, messages: Sequence[Message]) -> None:
+        """Raises `OverLimit` or `TooLarge` for what no longer fits; then nothing is taken."""
+        size = sum([len(message.request.body) for message in messages])
+        if len(messages) > self._messages:
+            raise OverLimit(
+                "destination", f"is one too many: a batch has at most {self._max_messages} messages"
+            )
+        if size > self._bytes:
+            raise TooLarge("the batch, each body once for each endpoint of a URL group,", self._max_bytes)
+        self._messages -= len(messages)
+        self._bytes -= size
 
 
 def _items_of(body: bytes) -> Sequence[BatchItem]:
@@ -130,17 +167,68 @@ def _items_of(body: bytes) -> Sequence[BatchItem]:
         raise Invalid("body", f"is not a batch: {problem}") from None
 
 
-def _message_of(
-    services: Services, caller: Caller, item: BatchItem, caller_ip: str | None, now: int
-) -> Message:
-    if item.queue:
-        raise Invalid("queue", "is not offered by this version")
+async def _targets_of(items: Sequence[BatchItem]) -> Sequence[Target | RelayError]:
+    targets: list[Target | RelayError] = []
+    for index, item in enumerate(items, start=1):
+        try:
+            if item.queue:
+                raise Invalid("queue", "is not offered by this version")
+            targets.append(parse_destination(item.destination))
+        except RelayError as error:
+            targets.append(error)
+        if index % _STRETCH == 0:
+            await asyncio.sleep(0)
+    return targets
+
+
+async def _groups_of(
+    services: Services, caller: Caller, targets: Iterable[Target | RelayError]
+) -> Mapping[str, UrlGroup]:
+    """Those of the URL groups that exist, by name."""
+    names = {
+        target.destination
+        for target in targets
+        if isinstance(target, Target) and target.kind is Kind.URL_GROUP
+    }
+    if not names:
+        return {}
+    return {group.name: group for group in await services.storage.url_groups(caller.tenant, names)}
+
+
+def _accepted(
+    services: Services,
+    caller: Caller,
+    item: BatchItem,
+    target: Target | RelayError,
+    groups: Mapping[str, UrlGroup],
+    caller_ip: str | None,
+    now: int,
+) -> _Accepted:
+    if isinstance(target, RelayError):
+        raise target
+    to: str | UrlGroup = target.destination
+    if target.kind is Kind.URL_GROUP:
+        if target.destination not in groups:
+            raise unknown_destination(target.destination)
+        to = groups[target.destination]
     draft = parse_draft(
         (item.headers or {}).items(),
-        url=single_destination(parse_destination(item.destination)),
+        to=to,
         body=(item.body or "").encode(),
         caller_ip=caller_ip,
         now=now,
         limits=services.limits,
     )
-    return message_of(draft, tenant=caller.tenant, id=MessageId(services.ids.next(now)), now=now)
+    return _Accepted(messages_of(services, caller, draft, to, now), several=not isinstance(to, str))
+
+
+def _outcome_json(outcome: _Accepted | RelayError, receipts: Iterator[Receipt]) -> Json | list[Json]:
+    if isinstance(outcome, RelayError):
+        return {"error": str(outcome)}
+    published = _published_json(outcome.messages, receipts)
+    return published if outcome.several else published[0]
+
+
+def _published_json(messages: Sequence[Message], receipts: Iterator[Receipt]) -> list[Json]:
+    """The answers to these messages, which are next among the receipts."""
+    return [receipt_json(next(receipts), message.request.url) for message in messages]

@@ -6,7 +6,7 @@ from aiohttp import web
 
 from relay.api.answer import DONE, Answer, json_answer
 from relay.api.auth import Caller
-from relay.api.incoming import caller_address, headers_of, single_destination
+from relay.api.incoming import caller_address, destination_of, headers_of
 from relay.api.services import Services
 from relay.domain.cron import Cron
 from relay.domain.errors import Invalid, NotFound, OverLimit, quoted
@@ -41,7 +41,7 @@ async def put(
     now = services.clock.now()
     wanted = parse_schedule(
         headers,
-        url=single_destination(target),
+        to=await destination_of(services, caller, target),
         body=body,
         caller_ip=caller_ip,
         now=now,

@@ -81,6 +81,11 @@ class Relay:
             raise strange("without an object")
         return answer
 
+    def publish(self, path: str, *, headers: Fields, body: bytes) -> Document | list[Document]:
+        """The answer to a publish: an object, or a list of them for a URL group."""
+        answer = parse(self._asked("POST", path, (), headers, body))
+        return answer if isinstance(answer, Document) else objects(answer)
+
     def act(self, method: str, path: str) -> None:
         """A request whose answer says no more than that it was done."""
         self._asked(method, path)

@@ -12,14 +12,16 @@ from relay.cli.shell import Shell
 def register(commands: Commands) -> None:
     parser = commands.add(
         "publish",
-        "send a message to a URL, now or later",
+        "send a message to a URL or a URL group, now or later",
         _publish,
         group=TALK_TO_A_RELAY,
         details="examples:\n"
         "  relay publish https://example.com/hook --body '{\"order\": 1}' --content-type application/json\n"
         "  relay publish https://example.com/hook --body @report.pdf --delay 1h --retries 10 --label reports",
     )
-    parser.add_argument("destination", metavar="URL", help="where the message goes")
+    parser.add_argument(
+        "destination", metavar="URL", help="where the message goes, or the name of a URL group"
+    )
     add_message(parser)
     parser.add_argument("--not-before", metavar="UNIX", help="the earliest first attempt, in Unix seconds")
     parser.add_argument("--deduplication-id", metavar="ID", help="accept only the first message with this id")
@@ -40,13 +42,11 @@ def _publish(args: argparse.Namespace, shell: Shell) -> int:
             headers.append(("Upstash-Deduplication-Id", args.deduplication_id))
         if args.content_deduplication:
             headers.append(("Upstash-Content-Based-Deduplication", "true"))
-        document = relay.call(
-            "POST",
-            "/v2/publish/" + destination(args.destination),
-            headers=headers,
-            body=message_body(args, shell),
+        answer = relay.publish(
+            "/v2/publish/" + destination(args.destination), headers=headers, body=message_body(args, shell)
         )
-        output.document(document)
-        note = "  already accepted: nothing new was sent" if document.get("deduplicated") else ""
-        output.line(f"{document['messageId']}{note}")
+        output.document(answer)
+        for published in answer if isinstance(answer, list) else [answer]:
+            note = "  already accepted: nothing new was sent" if published.get("deduplicated") else ""
+            output.line(f"{published['messageId']}{note}")
         return OK

@@ -33,7 +33,9 @@ def register(commands: Commands) -> None:
         "  relay schedules create https://example.com/report --id report \\\n"
         "    --cron 'CRON_TZ=Europe/Berlin 0 9 * * mon-fri'",
     )
-    create.add_argument("destination", metavar="URL", help="where the messages go")
+    create.add_argument(
+        "destination", metavar="URL", help="where the messages go, or the name of a URL group"
+    )
     create.add_argument(
         "--cron", required=True, metavar="EXPR", help="when: five fields, in UTC unless CRON_TZ says"
     )

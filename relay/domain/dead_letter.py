@@ -1,13 +1,11 @@
 """What is left of a message that failed for good, with the last answer its destination gave."""
 
-from typing import NewType
-
 from msgspec import Struct
 
-from relay.domain.delivery import Attempt
+from relay.domain.delivery import Attempt, DeadLetterId
 from relay.domain.message import Message
 
-DeadLetterId = NewType("DeadLetterId", int)
+__all__ = ["DeadLetter", "DeadLetterId"]
 
 
 class DeadLetter(Struct, frozen=True, kw_only=True):

@@ -6,12 +6,17 @@ storage in one transaction.
 """
 
 from enum import Enum, IntEnum
+from typing import NewType
 
 from msgspec import Struct
 
 from relay.domain.backoff import next_delay_ms
+from relay.domain.callback import reports
 from relay.domain.expression import RetryDelay
-from relay.domain.message import Headers, Message, MessageId, TenantId
+from relay.domain.message import Headers, Message, MessageId, NextId, TenantId
+from relay.domain.tenant import Limits
+
+DeadLetterId = NewType("DeadLetterId", int)
 
 #: A delivery whose lease is lost this many times in a row counts as a failed attempt, so that a message
 #: that kills its worker ends in the dead-letter queue instead of in a loop.
@@ -133,7 +138,9 @@ class Settlement(Struct, frozen=True, kw_only=True):
     """Everything one attempt changes, as a value: state, due time, history, dead letter, messages to publish.
 
     Storage refuses it when `claim` is no longer the current one. `due_at` is set when the delivery stays alive.
-    A FAILED change leaves a dead letter carrying the attempt.
+    A FAILED change, and no other, leaves a dead letter carrying the attempt: `dead_letter_id` is its id.
+    `publishes` are the callbacks. They are written with the rest or not at all, so that however often a settlement
+    is repeated, they exist once.
     """
 
     claim: Claim
@@ -141,13 +148,14 @@ class Settlement(Struct, frozen=True, kw_only=True):
     at: int
     attempt: Attempt | None = None
     due_at: int | None = None
+    dead_letter_id: DeadLetterId | None = None
     publishes: tuple[Message, ...] = ()
 
     def canceled(self) -> "Settlement":
         """The same outcome for a delivery whose cancellation was asked for while it was in flight.
 
         A success stands, since the endpoint has acted on it; a failure ends the delivery instead of retrying
-        or dead-lettering it.
+        or dead-lettering it, and nobody is called back.
         """
         if self.change not in (Change.RETRIED, Change.FAILED):
             return self
@@ -156,24 +164,54 @@ class Settlement(Struct, frozen=True, kw_only=True):
         )
 
 
-def settle(claim: Claim, attempt: Attempt, *, retry_after_ms: int | None = None) -> Settlement:
+def settle(
+    claim: Claim,
+    attempt: Attempt,
+    *,
+    next_id: NextId,
+    retry_after_ms: int | None = None,
+    max_report_bytes: int = Limits().max_message_bytes,
+) -> Settlement:
     """What an attempt means. `retry_after_ms` is what the response's headers asked for, if they did.
 
     2xx delivers. Status 489 with its marker header, or no retries left, fails. Anything else is retried after
-    the delay of `backoff.next_delay_ms`, counted from the end of the attempt.
+    the delay of `backoff.next_delay_ms`, counted from the end of the attempt. `next_id` names the dead letter and
+    the callbacks, in which at most `max_report_bytes` of either body go along.
     """
     at = attempt.ended_at
+    message = claim.message
+    due_at = dead_letter_id = None
     if attempt.succeeded:
-        return Settlement(claim=claim, change=Change.DELIVERED, at=at, attempt=attempt)
-    policy = claim.message.retry
-    if claim.retried >= policy.max_retries or _is_non_retryable(attempt):
-        return Settlement(claim=claim, change=Change.FAILED, at=at, attempt=attempt)
-    expression = None if policy.delay is None else RetryDelay(policy.delay)
-    delay_ms = next_delay_ms(claim.retried, expression, retry_after_ms)
-    return Settlement(claim=claim, change=Change.RETRIED, at=at, attempt=attempt, due_at=at + delay_ms)
+        change = Change.DELIVERED
+    elif claim.retried >= message.retry.max_retries or _is_non_retryable(attempt):
+        change = Change.FAILED
+        dead_letter_id = DeadLetterId(next_id(at))
+    else:
+        change = Change.RETRIED
+        expression = None if message.retry.delay is None else RetryDelay(message.retry.delay)
+        due_at = at + next_delay_ms(claim.retried, expression, retry_after_ms)
+    publishes: tuple[Message, ...] = ()
+    if message.callback is not None or message.failure_callback is not None:
+        publishes = reports(
+            message,
+            attempt,
+            retried=claim.retried,
+            dead_letter_id=dead_letter_id,
+            next_id=next_id,
+            max_body_bytes=max_report_bytes,
+        )
+    return Settlement(
+        claim=claim,
+        change=change,
+        at=at,
+        attempt=attempt,
+        due_at=due_at,
+        dead_letter_id=dead_letter_id,
+        publishes=publishes,
+    )
 
 
-def lost(claim: Claim, *, now: int) -> Settlement | None:
+def lost(claim: Claim, *, now: int, next_id: NextId) -> Settlement | None:
     """The settlement of a claim that too many workers have died on, or None when it should be attempted."""
     if claim.lost_leases < MAX_LOST_LEASES:
         return None
@@ -184,6 +222,7 @@ def lost(claim: Claim, *, now: int) -> Settlement | None:
             ended_at=now,
             error=f"the relay stopped {claim.lost_leases} times in a row while this message was in flight",
         ),
+        next_id=next_id,
     )
 
 

@@ -1,6 +1,6 @@
 """What is to be sent, and on what terms: written once when a publish is accepted, never changed after."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 from typing import NewType
 
@@ -8,6 +8,10 @@ from msgspec import Struct
 
 TenantId = NewType("TenantId", int)
 MessageId = NewType("MessageId", int)
+
+#: A fresh number for something that happens at the given instant (Unix ms): unique, and no smaller than any number
+#: of an earlier instant.
+NextId = Callable[[int], int]
 
 #: Header fields in the order they were given; a repeated field is one combined value, as the sender wrote it.
 Headers = tuple[tuple[str, str], ...]

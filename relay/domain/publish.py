@@ -22,11 +22,15 @@ from relay.domain.message import (
 class Draft(Struct, frozen=True, kw_only=True):
     """A parsed publish: what to send, before there is a message.
 
-    `request.url` is the destination. `not_before` (Unix ms) wins over `delay_ms`. A schedule stores a draft and
-    makes a message of it at every tick.
+    `request.url` is the destination. A draft to a URL group has `url_group` instead and no URL, until
+    `url_group.fan_out` makes a draft to each of its endpoints. `not_before` (Unix ms) wins over `delay_ms`. A
+    schedule stores a draft and makes messages of it at every tick.
     """
 
     request: Request
+    url_group: str | None = None
+    #: The name of the endpoint of the group, if it has one.
+    endpoint: str | None = None
     retry: RetryPolicy = RetryPolicy()
     delay_ms: int | None = None
     not_before: int | None = None
@@ -44,7 +48,11 @@ class Draft(Struct, frozen=True, kw_only=True):
 def message_of(
     draft: Draft, *, tenant: TenantId, id: MessageId, now: int, schedule_id: str | None = None
 ) -> Message:
-    """The message a draft becomes when it is accepted at `now`. A not-before in the past means now."""
+    """The message a draft becomes when it is accepted at `now`. A not-before in the past means now.
+
+    With a URL group there is one decision about duplicates for each endpoint.
+    """
+    assert draft.request.url, "a draft to a URL group becomes messages by way of fan_out"
     not_before = now
     if draft.not_before is not None:
         not_before = max(now, draft.not_before)
@@ -52,7 +60,8 @@ def message_of(
         not_before = now + draft.delay_ms
     dedup_key = None
     if draft.deduplication_id is not None:
-        dedup_key = explicit_dedup_key(draft.deduplication_id)
+        endpoint_url = None if draft.url_group is None else draft.request.url
+        dedup_key = explicit_dedup_key(draft.deduplication_id, endpoint_url)
     elif draft.content_based_deduplication:
         dedup_key = content_dedup_key(draft.request)
     return Message(
@@ -62,7 +71,13 @@ def message_of(
         not_before=not_before,
         request=draft.request,
         retry=draft.retry,
-        origin=Origin(caller_ip=draft.caller_ip, schedule_id=schedule_id, queue=draft.queue),
+        origin=Origin(
+            caller_ip=draft.caller_ip,
+            url_group=draft.url_group,
+            endpoint=draft.endpoint,
+            schedule_id=schedule_id,
+            queue=draft.queue,
+        ),
         labels=draft.labels,
         flow=draft.flow,
         callback=draft.callback,

@@ -21,8 +21,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.domain.cron import Cron
-from relay.domain.message import Message, MessageId, TenantId
+from relay.domain.errors import NotFound, quoted
+from relay.domain.message import Message, MessageId, NextId, TenantId
 from relay.domain.publish import Draft, message_of
+from relay.domain.url_group import UrlGroup, fan_out
 
 #: A tick this old is still on time: the loop that fires looks every few seconds, and a busy minute takes a while.
 ON_TIME_MS = 60_000
@@ -131,13 +133,24 @@ def due_runs(schedule: Schedule, *, now: int, grace_ms: int, in_progress: bool) 
     )
 
 
-def scheduled_message(schedule: Schedule, *, id: MessageId, now: int) -> Message:
-    """The message a schedule's draft becomes at `now`, its delay counted from then.
+def scheduled_messages(
+    schedule: Schedule, *, group: UrlGroup | None = None, next_id: NextId, now: int
+) -> tuple[Message, ...]:
+    """The messages a schedule's draft becomes at `now`, its delay counted from then: one, or one for each endpoint
+    of `group`, which is what the URL group it names is now. Raises `NotFound` when it is no more.
 
     Deduplication does not apply: every run is meant, however much it resembles the one before.
     """
-    message = message_of(schedule.draft, tenant=schedule.tenant, id=id, now=now, schedule_id=schedule.id)
-    return replace(message, dedup_key=None)
+    draft = replace(schedule.draft, deduplication_id=None, content_based_deduplication=False)
+    drafts: Sequence[Draft] = (draft,)
+    if draft.url_group is not None:
+        if group is None:
+            raise NotFound(f"URL group {quoted(draft.url_group)}")
+        drafts = fan_out(draft, group)
+    return tuple(
+        message_of(one, tenant=schedule.tenant, id=MessageId(next_id(now)), now=now, schedule_id=schedule.id)
+        for one in drafts
+    )
 
 
 @lru_cache(maxsize=512)

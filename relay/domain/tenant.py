@@ -24,6 +24,9 @@ class Limits(Struct, frozen=True, kw_only=True):
     #: An attempt without a timeout of its own.
     default_timeout_ms: int = 15 * _MINUTE_MS
     max_schedules: int = 10_000
+    max_url_groups: int = 1_000
+    #: Endpoints of one URL group. A publish to it is stored once for each of them.
+    max_endpoints: int = 100
     max_labels: int = 20
     #: Characters of one label.
     max_label_length: int = 256

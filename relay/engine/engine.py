@@ -14,7 +14,7 @@ from relay.domain.delivery import Attempt, Claim, Lease, Settlement, is_last_cha
 from relay.domain.errors import Unavailable
 from relay.domain.message import Message, MessageId, TenantId
 from relay.engine.settler import Settler
-from relay.ids import text_of
+from relay.ids import Ids, text_of
 from relay.log import Log
 from relay.metrics import Metrics
 from relay.wire.outbound import Outgoing, outgoing
@@ -70,6 +70,8 @@ class EngineSettings(Protocol):
     @property
     def default_timeout_ms(self) -> int: ...
     @property
+    def max_message_bytes(self) -> int: ...
+    @property
     def region(self) -> str: ...
 
 
@@ -95,6 +97,7 @@ class Engine:
         signer: Signs,
         settings: EngineSettings,
         clock: Clock,
+        ids: Ids,
         log: Log,
         metrics: Metrics,
     ) -> None:
@@ -103,6 +106,7 @@ class Engine:
         self._signer = signer
         self._settings = settings
         self._clock = clock
+        self._ids = ids
         self._log = log
         self._metrics = metrics
         self._settler = Settler(storage, clock=clock, log=log, metrics=metrics, settled=self._free)
@@ -300,7 +304,7 @@ class Engine:
         That storage does not answer is not the message's fault: it is handed back and costs no try."""
         started_at = self._clock.now()
         try:
-            settlement = lost(claim, now=started_at) or await self._deliver(claim)
+            settlement = lost(claim, now=started_at, next_id=self._ids.next) or await self._deliver(claim)
         except asyncio.CancelledError:
             settlement = released(claim, now=self._clock.now())
         except Unavailable as reason:
@@ -317,7 +321,9 @@ class Engine:
                 ended_at=self._clock.now(),
                 error=f"the relay could not make this request: {type(bug).__name__}",
             )
-            settlement = settle(claim, attempt)
+            settlement = self._decide(claim, attempt)
+        # Callbacks are held in memory until they are in storage.
+        self._bytes += _bytes_to_publish(settlement)
         self._settler.put(settlement)
         self._report(settlement)
 
@@ -329,9 +335,17 @@ class Engine:
             outgoing(claim, signature, region=self._settings.region),
             timeout_ms=request.timeout_ms or self._settings.default_timeout_ms,
         )
-        if attempt.succeeded:
-            return settle(claim, attempt)
-        return settle(claim, attempt, retry_after_ms=retry_after_ms(attempt.headers, attempt.ended_at))
+        return self._decide(claim, attempt)
+
+    def _decide(self, claim: Claim, attempt: Attempt) -> Settlement:
+        asked_ms = None if attempt.succeeded else retry_after_ms(attempt.headers, attempt.ended_at)
+        return settle(
+            claim,
+            attempt,
+            next_id=self._ids.next,
+            retry_after_ms=asked_ms,
+            max_report_bytes=self._settings.max_message_bytes,
+        )
 
     def _report(self, settlement: Settlement) -> None:
         claim = settlement.claim
@@ -363,6 +377,7 @@ class Engine:
             claim = settlement.claim
             del self._flights[claim.message.id, claim.claim_no]
             self._bytes -= len(claim.message.request.body) + _CLAIM_OVERHEAD_BYTES
+            self._bytes -= _bytes_to_publish(settlement)
         self._tell_what_is_free()
 
     # --- room -------------------------------------------------------------------------------------------------
@@ -411,3 +426,7 @@ class Engine:
         self._sleeping_until = until
         await self._clock.wait(self._wake, until)
         self._sleeping_until = 0
+
+
+def _bytes_to_publish(settlement: Settlement) -> int:
+    return sum([len(message.request.body) for message in settlement.publishes])

@@ -9,9 +9,9 @@ import asyncio
 from collections.abc import Callable
 
 from relay.clock import Clock
-from relay.domain.errors import Unavailable
-from relay.domain.message import MessageId, TenantId
-from relay.domain.schedule import Run, RunOutcome, Schedule, due_runs, scheduled_message
+from relay.domain.errors import RelayError, TooLarge, Unavailable
+from relay.domain.message import Message, TenantId
+from relay.domain.schedule import Run, RunOutcome, Schedule, due_runs, scheduled_messages
 from relay.ids import Ids, text_of
 from relay.log import Log
 from relay.metrics import Metrics
@@ -32,7 +32,8 @@ _Occasion = tuple[TenantId, str, int, int | None]
 class Scheduler:
     """The loop over the schedules of one database.
 
-    Ticks up to `grace_ms` old may still be caught up on. `random` gives numbers from 0 to 1, to spread the retries
+    Ticks up to `grace_ms` old may still be caught up on. One firing publishes bodies of at most `max_bytes` to the
+    endpoints of a URL group. `random` gives numbers from 0 to 1, to spread the retries
     of several processes while storage is away. `last_progress_at` is when storage last answered this loop; one that
     is alive and well renews it every 15 seconds.
     """
@@ -46,6 +47,7 @@ class Scheduler:
         log: Log,
         metrics: Metrics,
         grace_ms: int,
+        max_bytes: int,
         random: Callable[[], float],
     ) -> None:
         self._storage = storage
@@ -54,6 +56,7 @@ class Scheduler:
         self._log = log
         self._metrics = metrics
         self._grace_ms = grace_ms
+        self._max_bytes = max_bytes
         self._random = random
         self._wake = asyncio.Event()
         self.last_progress_at = clock.now()
@@ -134,23 +137,42 @@ class Scheduler:
             plan = due_runs(schedule, now=now, grace_ms=self._grace_ms, in_progress=due.in_progress)
             next_at = plan.next_at
             runs = list(plan.skips)  # all of them older than any tick to run
-            messages = []
+            messages: list[Message] = []
+            # A skip says nothing about the run before it: its error stands until a run succeeds.
+            error = schedule.error
             for tick_at in plan.ticks:
-                message = scheduled_message(schedule, id=MessageId(self._ids.next(now)), now=now)
-                messages.append(message)
+                fresh, error = self._messages(due, now, held=len(messages))
+                messages += fresh
                 runs.append(
-                    Run(tick_at=tick_at, fired_at=now, outcome=RunOutcome.FIRED, message_ids=(message.id,))
+                    Run(
+                        tick_at=tick_at,
+                        fired_at=now,
+                        outcome=RunOutcome.FIRED if fresh else RunOutcome.FAILED,
+                        message_ids=tuple(message.id for message in fresh),
+                    )
                 )
             return Firing(
                 schedule=schedule,
                 runs=tuple(runs),
                 messages=tuple(messages),
                 next_at=next_at,
-                # A skip says nothing about the run before it: its error stands until a run succeeds.
-                error=None if messages else schedule.error,
+                error=error,
             )
         except Exception as bug:
             return self._failure(schedule, bug, next_at=next_at, now=now)
+
+    def _messages(self, due: DueSchedule, now: int, *, held: int) -> tuple[tuple[Message, ...], str | None]:
+        """What one tick publishes beside the `held` messages of earlier ones, or why it publishes nothing."""
+        schedule = due.schedule
+        try:
+            fresh = scheduled_messages(schedule, group=due.group, next_id=self._ids.next, now=now)
+            if due.group is not None:
+                bytes_ = (held + len(fresh)) * len(schedule.draft.request.body)
+                if bytes_ > self._max_bytes:
+                    raise TooLarge(f"the body, once for each endpoint of {due.group.name},", self._max_bytes)
+        except RelayError as refusal:
+            return (), str(refusal)
+        return fresh, None
 
     def _failure(self, schedule: Schedule, bug: Exception, *, next_at: int | None, now: int) -> Firing:
         self._log.error("schedule.broke", exc=bug, schedule=schedule.id, tenant=schedule.tenant)

@@ -63,6 +63,7 @@ class Settler:
                 # One settlement that storage cannot digest must not hold up its neighbours.
                 self._log.error("settler.failed", exc=bug, settlements=len(batch))
                 refused = await self._settle_one_by_one(batch)
+            self._metrics.published.inc(_published(batch, refused))
             if refused:
                 self._metrics.refused_settlements.inc(len(refused))
                 self._log.warning(
@@ -92,3 +93,12 @@ class Settler:
                 # Its lease runs out and it is claimed again; lost leases are counted and end in a dead letter.
                 self._log.error("settlement.failed", exc=bug, message=int(settlement.claim.message.id))
         return refused
+
+
+def _published(batch: Sequence[Settlement], refused: Sequence[MessageId]) -> int:
+    """How many callbacks were written with the batch."""
+    return sum(
+        len(settlement.publishes)
+        for settlement in batch
+        if settlement.publishes and settlement.claim.message.id not in refused
+    )

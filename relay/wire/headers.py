@@ -17,15 +17,17 @@ from msgspec.structs import replace
 
 from relay.domain.cron import Cron
 from relay.domain.errors import Invalid, OverLimit, TooLarge, quoted
+from relay.domain.fields import canonical
 from relay.domain.message import Callback, FlowControl, Headers, Message, Request, RetryPolicy
 from relay.domain.publish import Draft
 from relay.domain.schedule import CatchUp, Overlap
 from relay.domain.tenant import Limits
+from relay.domain.url_group import UrlGroup
 from relay.wire.settings import FIELD_NAME, READERS, SETTINGS, AboveLimitError, Context, Door, Terms
 from relay.wire.target import parse_url
 
 #: What this version has no delivery for; its headers are refused. Take a word out when it is delivered.
-NOT_OFFERED = frozenset({"callbacks", "flow control", "queues", "workflows"})
+NOT_OFFERED = frozenset({"flow control", "queues", "workflows"})
 
 #: Characters of all header fields that go out with a message: common servers refuse more.
 MAX_FORWARDED_LENGTH = 64 << 10
@@ -71,7 +73,7 @@ class ScheduleRequest(Struct, frozen=True, kw_only=True):
 def parse_draft(
     headers: Fields,
     *,
-    url: str,
+    to: str | UrlGroup,
     body: bytes,
     caller_ip: str | None,
     now: int,
@@ -80,20 +82,21 @@ def parse_draft(
     authorization_is_ours: bool = True,
     not_offered: Collection[str] = NOT_OFFERED,
 ) -> Draft:
-    """What a publish asks for. `config` is the query's share of the settings; a header of the same name wins.
+    """What a publish to a URL, or to a URL group, asks for.
 
-    `authorization_is_ours` says that the Authorization field holds the relay's own token, which no destination
-    may see. Raises `Invalid` or `OverLimit` naming the header, `TooLarge` for the body.
+    `config` is the query's share of the settings; a header of the same name wins, and either wins over a header of
+    the group. `authorization_is_ours` says that the Authorization field holds the relay's own token, which no
+    destination may see. Raises `Invalid` or `OverLimit` naming the header, `TooLarge` for the body.
     """
     context = Context(limits=limits, now=now, not_offered=not_offered)
-    given, terms = _parse(headers, config, Door.PUBLISH, context)
-    return _draft(given, terms, context, url, body, caller_ip, authorization_is_ours)
+    given, terms = _parse(headers, config, Door.PUBLISH, context, to)
+    return _draft(given, terms, context, to, body, caller_ip, authorization_is_ours)
 
 
 def parse_schedule(
     headers: Fields,
     *,
-    url: str,
+    to: str | UrlGroup,
     body: bytes,
     caller_ip: str | None,
     now: int,
@@ -104,7 +107,7 @@ def parse_schedule(
 ) -> ScheduleRequest:
     """What a request to create a schedule asks for; arguments and errors as with `parse_draft`."""
     context = Context(limits=limits, now=now, not_offered=not_offered)
-    given, terms = _parse(headers, config, Door.SCHEDULE, context)
+    given, terms = _parse(headers, config, Door.SCHEDULE, context, to)
     if terms.cron is None:
         raise Invalid("Upstash-Cron", "is required for a schedule")
     return ScheduleRequest(
@@ -112,7 +115,7 @@ def parse_schedule(
         schedule_id=terms.schedule_id,
         catch_up=terms.catch_up,
         overlap=terms.overlap,
-        draft=_draft(given, terms, context, url, body, caller_ip, authorization_is_ours),
+        draft=_draft(given, terms, context, to, body, caller_ip, authorization_is_ours),
     )
 
 
@@ -164,14 +167,17 @@ def parse_override(
     return override
 
 
-@lru_cache(maxsize=1024)
-def canonical(name: str) -> str:
-    """A field name as the API shows it: the first letter and those after a hyphen in upper case, the rest lower.
+def parse_group_headers(
+    headers: Fields, *, now: int, limits: Limits, not_offered: Collection[str] = NOT_OFFERED
+) -> Headers:
+    """Headers for every publish to a URL group: whatever a publish could say on its own.
 
-    >>> canonical("x-api-KEY")
-    'X-Api-Key'
+    Raises what `parse_draft` does. The values are kept as they were given: they are read again with each publish.
     """
-    return "-".join([part.capitalize() for part in name.split("-")])
+    headers = tuple(headers)
+    _require_small(headers)
+    parse_draft(headers, to="", body=b"", caller_ip=None, now=now, limits=limits, not_offered=not_offered)
+    return headers
 
 
 # --- which header means what
@@ -213,9 +219,9 @@ def _meaning_of_upstash(key: str) -> tuple[int, str, str | None]:
             return _IGNORED, key, None
         return _FORWARD, canonical(forwarded), None
     if key.startswith("upstash-failure-callback-"):
-        return _FAILURE_CALLBACK, "upstash-" + key.removeprefix("upstash-failure-callback-"), "callbacks"
+        return _FAILURE_CALLBACK, "upstash-" + key.removeprefix("upstash-failure-callback-"), None
     if key.startswith("upstash-callback-"):
-        return _CALLBACK, "upstash-" + key.removeprefix("upstash-callback-"), "callbacks"
+        return _CALLBACK, "upstash-" + key.removeprefix("upstash-callback-"), None
     if key.startswith("upstash-workflow-") or key == "upstash-feature-set":
         return _IGNORED, key, "workflows"
     return _IGNORED, key, None
@@ -241,19 +247,26 @@ class _Given(Struct):
 
 
 def _parse(
-    headers: Fields, config: Sequence[tuple[str, str]], door: Door, context: Context
+    headers: Fields,
+    config: Sequence[tuple[str, str]],
+    door: Door,
+    context: Context,
+    to: str | UrlGroup | None = None,
 ) -> tuple[_Given, Terms]:
-    given = _collect(_merged(headers, config), context, "")
+    headers = _merged(headers, config)
+    if isinstance(to, UrlGroup):
+        headers = _merged(headers, to.headers)
+    given = _collect(headers, context, "")
     return given, _read(given, door, context, "")
 
 
-def _merged(headers: Fields, config: Sequence[tuple[str, str]]) -> Fields:
-    """Headers, and those of the query's settings that no header contradicts."""
-    if not config:
+def _merged(headers: Fields, others: Sequence[tuple[str, str]]) -> Fields:
+    """Headers, and those of the others whose name is none of theirs."""
+    if not others:
         return headers
     headers = list(headers)
     names = {name.lower() for name, _ in headers}
-    return headers + [(name, value) for name, value in config if name.lower() not in names]
+    return headers + [(name, value) for name, value in others if name.lower() not in names]
 
 
 def _collect(headers: Fields, context: Context, prefix: str) -> _Given:
@@ -308,7 +321,7 @@ def _draft(
     given: _Given,
     terms: Terms,
     context: Context,
-    url: str,
+    to: str | UrlGroup,
     body: bytes,
     caller_ip: str | None,
     authorization_is_ours: bool,
@@ -317,12 +330,13 @@ def _draft(
         raise TooLarge("the message body", context.limits.max_message_bytes)
     return Draft(
         request=Request(
-            url=url,
+            url=to if isinstance(to, str) else "",
             method=terms.method or "POST",
             headers=_headers(given, terms, authorization_is_ours),
             body=body,
             timeout_ms=terms.timeout_ms,
         ),
+        url_group=None if isinstance(to, str) else to.name,
         retry=RetryPolicy(
             max_retries=_DEFAULT_RETRIES if terms.max_retries is None else terms.max_retries,
             delay=terms.retry_delay,

@@ -1,4 +1,4 @@
-"""Messages, dead letters, log entries and schedules as JSON objects.
+"""Messages, dead letters, log entries, schedules and URL groups as JSON objects.
 
 The rule of the API: what does not apply is absent, never null, 0 or "". Clients test for the presence of keys.
 Bytes that are not UTF-8, wherever they turn up, must not stop an answer: in a body they are shown in base64, in a
@@ -13,6 +13,7 @@ from typing import Any
 from relay.domain.dead_letter import DeadLetter
 from relay.domain.delivery import State
 from relay.domain.event import Event
+from relay.domain.fields import readable, values_by_name
 from relay.domain.message import (
     Callback,
     FlowControl,
@@ -22,9 +23,9 @@ from relay.domain.message import (
     Redaction,
 )
 from relay.domain.selection import Order
-from relay.ids import text_of
-from relay.wire.cursor import Cursor, dead_letter_text, log_cursor
-from relay.wire.headers import canonical
+from relay.domain.url_group import Endpoint, UrlGroup
+from relay.ids import dead_letter_text, text_of
+from relay.wire.cursor import Cursor, log_cursor
 from relay.wire.selection import Page
 from storage.protocol import Receipt, ScheduleView
 
@@ -133,6 +134,17 @@ def log_page(
     return entries, log_cursor(Cursor(position=last.position, index=len(last.change.states)))
 
 
+def url_group_json(group: UrlGroup) -> Json:
+    shown: Json = {
+        "name": group.name,
+        "createdAt": group.created_at,
+        "updatedAt": group.updated_at,
+        "endpoints": [_endpoint_json(endpoint) for endpoint in group.endpoints],
+    }
+    _put(shown, "headers", values_by_name(group.headers))
+    return shown
+
+
 def schedule_json(view: ScheduleView) -> Json:
     schedule, draft = view.schedule, view.schedule.draft
     redaction = draft.redaction or _NO_REDACTION
@@ -140,7 +152,7 @@ def schedule_json(view: ScheduleView) -> Json:
     shown: Json = {
         "scheduleId": schedule.id,
         "cron": schedule.cron,
-        "destination": request.url,
+        "destination": draft.url_group or request.url,
         "method": request.method,
         "createdAt": schedule.created_at,
         "retries": draft.retry.max_retries,
@@ -166,7 +178,7 @@ def schedule_json(view: ScheduleView) -> Json:
         "lastScheduleStates",
         {message_id_text(id): _RUN_STATES[succeeded] for id, succeeded in view.last_states.items()},
     )
-    _put(shown, "error", schedule.error and _text(schedule.error))
+    _put(shown, "error", schedule.error and readable(schedule.error))
     return shown
 
 
@@ -203,7 +215,7 @@ def _entry(event: Event, state: State, shared: Json) -> Json:
 
 def _error_of(event: Event) -> str | None:
     if event.error is not None:
-        return _text(event.error)
+        return readable(event.error)
     return None if event.status is None else f"the destination answered with status {event.status}"
 
 
@@ -240,6 +252,12 @@ def _put(shown: Json, key: str, value: object) -> None:
     """Set the key unless the value says nothing."""
     if value:
         shown[key] = value
+
+
+def _endpoint_json(endpoint: Endpoint) -> Json:
+    shown: Json = {"url": endpoint.url}
+    _put(shown, "name", endpoint.name)
+    return shown
 
 
 def _put_origin(shown: Json, origin: Origin) -> None:
@@ -286,26 +304,19 @@ def _put_flow(shown: Json, flow: FlowControl | None) -> None:
 
 
 def _headers(headers: Headers, redaction: Redaction) -> dict[str, list[str]]:
-    """Names canonical, values as lists: a response may repeat a field."""
-    shown: dict[str, list[str]] = {}
-    for name, value in headers:
-        if redaction.headers or name.lower() in redaction.header_names:
-            value = _redacted(value.encode(errors="surrogateescape"))
-        else:
-            value = _text(value)
-        shown.setdefault(_text(canonical(name)), []).append(value)
-    return shown
+    """As they may be shown."""
+    if redaction.headers or redaction.header_names:
+        headers = tuple(
+            (name, _redacted(value.encode(errors="surrogateescape")))
+            if redaction.headers or name.lower() in redaction.header_names
+            else (name, value)
+            for name, value in headers
+        )
+    return values_by_name(headers)
 
 
 def _redacted(value: bytes) -> str:
     return f"REDACTED:{sha256(value).hexdigest()}"
-
-
-def _text(value: str) -> str:
-    """As every JSON encoder takes it: lone surrogates, which stand for bytes that were not UTF-8, replaced."""
-    if value.isascii():
-        return value
-    return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _utf8(value: bytes) -> str | None:

@@ -17,8 +17,8 @@ from msgspec import Struct
 from relay.domain.delivery import State
 from relay.domain.errors import Invalid, quoted
 from relay.domain.selection import Order, Selection
-from relay.ids import number_of
-from relay.wire.cursor import Cursor, dead_letter_number, parse_dead_letter_cursor, parse_log_cursor
+from relay.ids import dead_letter_number, number_of
+from relay.wire.cursor import Cursor, parse_dead_letter_cursor, parse_log_cursor
 from relay.wire.target import parse_url
 
 #: Values of one filter: each is compared with every row that is looked at.

@@ -119,6 +119,15 @@ def parse_destination(text: str) -> Target:
     return Target(destination=name, kind=Kind.URL_GROUP)
 
 
+def parse_group_name(text: str) -> str:
+    """A name that a URL group may have. Raises `Invalid`."""
+    if _NAME.fullmatch(text) is None:
+        raise Invalid(
+            "name", f"{quoted(text)} must be 1 to {MAX_NAME_LENGTH} of the characters A-Z a-z 0-9 . _ -"
+        )
+    return text
+
+
 def parse_url(text: str, field: str) -> str:
     """The http or https URL that `text` spells; `field` names it in `Invalid`.
 

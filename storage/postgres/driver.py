@@ -245,6 +245,11 @@ async def connect(target: Target, session: Session) -> Connection:
         )
     except (ValueError, exceptions.ClientConfigurationError) as error:
         raise CannotOpen(f"the database URL cannot be used: {error}") from None
+    except exceptions.ProtocolViolationError as error:
+        raise CannotOpen(
+            f"the database does not take the relay's settings ({error}): "
+            "if there is a pooler in transaction mode in between, add pooler=transaction to its URL"
+        ) from None
     except Exception as error:
         reason = unavailable(error)
         if reason is None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TypeVar
 
 from relay.clock import SharedClock
@@ -10,10 +10,11 @@ from relay.domain.dead_letter import DeadLetter, DeadLetterId
 from relay.domain.delivery import Lease, Settlement, released
 from relay.domain.errors import Unavailable
 from relay.domain.event import Event
-from relay.domain.message import Message, MessageId, TenantId
+from relay.domain.message import Headers, Message, MessageId, TenantId
 from relay.domain.schedule import Run, Schedule
 from relay.domain.selection import Order, Selection
 from relay.domain.tenant import Principal, Tenant
+from relay.domain.url_group import Endpoint, EndpointRef, UrlGroup
 from relay.ids import Ids, random_name
 from storage.codec import Row
 from storage.postgres import nodes, schema, work
@@ -36,14 +37,11 @@ from storage.protocol import (
     ScheduleView,
     Stats,
 )
-from storage.sql import archive, cancel, catalog, schedules, transfer
-from storage.sql.road import Acceptance
+from storage.sql import archive, cancel, catalog, schedules, transfer, url_groups
+from storage.sql.road import Acceptance, cost_of_messages, cost_of_settlements
 from storage.sql.script import Query, Script, slices
 
 T = TypeVar("T")
-
-#: What a message costs beside its body, about.
-_MESSAGE_BYTES = 1_000
 
 #: The road: publishers are to get their 503 soon.
 _HOT = Session(longest_s=5.0, hot=True)
@@ -76,12 +74,11 @@ async def opened(url: str, *, clock: SharedClock, migrate: bool) -> "PostgresSto
             return await nodes.take(connection, random_name("node_"))
 
         node = await transaction(connection, take)
-        last_id = await _number(connection, "SELECT max(id) FROM messages")
-        last_position = 0
-        for table, key in (("events", "position"), ("dead_letters", "id")):
-            for tenant in await run(connection, archive.tenants_in(table)):
-                newest = f"SELECT max({key}) FROM {table} WHERE tenant = $1"
-                last_position = max(last_position, await _number(connection, newest, tenant))
+        last_id = max(
+            await _number(connection, "SELECT max(id) FROM messages"),
+            await _greatest(connection, "dead_letters", "id"),
+        )
+        last_position = await _greatest(connection, "events", "position")
         await agree(connection, clock)
         return PostgresStorage(
             server,
@@ -152,8 +149,7 @@ class PostgresStorage:
         self, messages: Sequence[Message], *, now: int, claim: ClaimTerms | None = None
     ) -> Published:
         self._watch.check()
-        cost = sum(len(message.request.body) + _MESSAGE_BYTES for message in messages)
-        return await self._publishes.submit(Acceptance(messages, now, claim), cost)
+        return await self._publishes.submit(Acceptance(messages, now, claim), cost_of_messages(messages))
 
     async def cancel(
         self, tenant: TenantId, selection: Selection, *, limit: int | None, now: int
@@ -202,10 +198,7 @@ class PostgresStorage:
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[MessageId]:
         self._watch.check()
-        cost = sum(
-            _MESSAGE_BYTES + (0 if one.attempt is None else len(one.attempt.body)) for one in settlements
-        )
-        return await self._settlements.submit(settlements, cost)
+        return await self._settlements.submit(settlements, cost_of_settlements(settlements))
 
     async def renew(self, leases: Sequence[Lease], *, until: int) -> Sequence[MessageId]:
         return await self._renewals.use(lambda connection: self._road.renew(connection, leases, until))
@@ -254,6 +247,52 @@ class PostgresStorage:
 
     async def runs(self, tenant: TenantId, schedule_id: str, *, limit: int) -> Sequence[Run]:
         return await self._lookups.read(lambda: schedules.runs(tenant, schedule_id, limit=limit))
+
+    # UrlGroups
+
+    async def put_endpoints(
+        self,
+        tenant: TenantId,
+        name: str,
+        endpoints: Sequence[Endpoint],
+        *,
+        max_groups: int,
+        max_endpoints: int,
+        now: int,
+    ) -> bool:
+        async def put(tx: Tx) -> bool:
+            # What is put is put to what is there, and two that are new must not both be the last one.
+            await self._lock(tx, schema.URL_GROUPS)
+            return await tx.run(
+                url_groups.put_endpoints(
+                    tenant, name, endpoints, max_groups=max_groups, max_endpoints=max_endpoints, now=now
+                )
+            )
+
+        return await self._change(put)
+
+    async def remove_endpoints(
+        self, tenant: TenantId, name: str, removed: Sequence[EndpointRef], *, now: int
+    ) -> bool:
+        async def remove(tx: Tx) -> bool:
+            await self._lock(tx, schema.URL_GROUPS)
+            return await tx.run(url_groups.remove_endpoints(tenant, name, removed, now=now))
+
+        return await self._change(remove)
+
+    async def put_group_headers(self, tenant: TenantId, name: str, headers: Headers, *, now: int) -> bool:
+        return await self._write(lambda: url_groups.put_group_headers(tenant, name, headers, now=now))
+
+    async def url_group(self, tenant: TenantId, name: str) -> UrlGroup | None:
+        return await self._lookups.read(lambda: url_groups.url_group(tenant, name))
+
+    async def url_groups(self, tenant: TenantId, names: Collection[str] | None = None) -> Sequence[UrlGroup]:
+        if names is None:
+            return await self._searches.read(lambda: url_groups.url_groups(tenant))
+        return list((await self._lookups.read(lambda: url_groups.named(tenant, names))).values())
+
+    async def delete_url_group(self, tenant: TenantId, name: str) -> bool:
+        return await self._write(lambda: url_groups.delete_url_group(tenant, name))
 
     # Catalog
 
@@ -466,6 +505,13 @@ def _fold() -> Script[None]:
         SELECT sum(live), sum(dead_letters) FROM gone HAVING count(*) > 0
         """
     )
+
+
+async def _greatest(connection: Connection, table: str, key: str) -> int:
+    """The greatest key of a table that is ordered by tenant first, 0 when it is empty."""
+    newest = f"SELECT max({key}) FROM {table} WHERE tenant = $1"
+    tenants = await run(connection, archive.tenants_in(table))
+    return max([await _number(connection, newest, tenant) for tenant in tenants], default=0)
 
 
 async def _number(connection: Connection, text: str, *values: object) -> int:

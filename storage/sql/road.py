@@ -1,6 +1,6 @@
 """What publishes and settlements mean for rows, decided without a database: the part all backends share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from relay.domain.delivery import Attempt, Change, Claim, Settlement
@@ -14,12 +14,31 @@ LOST = "the worker that held the lease was lost; the outcome of its attempt is u
 Identity = tuple[int, int, int]
 
 
+#: What a message costs beside its body, about.
+_MESSAGE_BYTES = 1_000
+
+
 class Acceptance(NamedTuple):
     """One call of publish."""
 
     messages: Sequence[Message]
     now: int
     terms: ClaimTerms | None
+
+
+def cost_of_messages(messages: Iterable[Message]) -> int:
+    """About the bytes that have to be written for them."""
+    return sum([_MESSAGE_BYTES + len(message.request.body) for message in messages])
+
+
+def cost_of_settlements(settlements: Iterable[Settlement]) -> int:
+    """About the bytes that have to be written for them."""
+    cost = 0
+    for one in settlements:
+        cost += _MESSAGE_BYTES + (0 if one.attempt is None else len(one.attempt.body))
+        if one.publishes:
+            cost += cost_of_messages(one.publishes)
+    return cost
 
 
 def distinct(

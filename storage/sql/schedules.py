@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from relay.domain.delivery import Change
 from relay.domain.message import MessageId, TenantId
 from relay.domain.schedule import Run, RunOutcome, Schedule
+from relay.domain.url_group import UrlGroup
 from storage.codec import (
     FINAL_CHANGES,
     SCHEDULE_COLUMNS,
@@ -21,6 +22,7 @@ from storage.codec import (
 )
 from storage.protocol import DueSchedule, Firing, ScheduleView
 from storage.sql.script import Bulk, Parameters, Query, Script, marks, slices, write
+from storage.sql.url_groups import named
 
 _READ = ", ".join(f"s.{name}" for name in SCHEDULE_COLUMNS.split(", "))
 
@@ -120,7 +122,8 @@ def due_schedules(*, now: int, limit: int) -> Script[tuple[Sequence[DueSchedule]
             schedule=schedule_of(row[:_WIDTH]), in_progress=not alive.isdisjoint(_last_ids(row))
         )
 
-    return decoded(due, due_schedule), next_at
+    found = decoded(due, due_schedule)
+    return (yield from _with_groups(found)), next_at
 
 
 def advance(firing: Firing) -> Script[bool]:
@@ -187,6 +190,21 @@ def remember_outcomes(tenant: int, delivered: Mapping[int, bool]) -> Script[None
             "UPDATE runs SET states = ?4 WHERE tenant = ?1 AND schedule_id = ?2 AND tick_at = ?3",
             (tenant, schedule_id, tick_at, msgspec.json.encode(_noted(states) | fresh).decode()),
         )
+
+
+def _with_groups(found: Sequence[DueSchedule]) -> Script[Sequence[DueSchedule]]:
+    """What names a URL group, with what the group is now."""
+    wanted: dict[TenantId, set[str]] = {}
+    for one in found:
+        if one.schedule.draft.url_group is not None:
+            wanted.setdefault(one.schedule.tenant, set()).add(one.schedule.draft.url_group)
+    groups: dict[tuple[TenantId, str | None], UrlGroup] = {}
+    for tenant, names in wanted.items():
+        of_tenant = yield from named(tenant, names)
+        groups.update(((tenant, name), group) for name, group in of_tenant.items())
+    return [
+        replace(one, group=groups.get((one.schedule.tenant, one.schedule.draft.url_group))) for one in found
+    ]
 
 
 def _views(rows: Sequence[Row]) -> Script[Sequence[ScheduleView]]:

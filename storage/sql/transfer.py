@@ -51,6 +51,9 @@ _TABLES = {
         weight="length(draft)",
         ordered=False,
     ),
+    "url_groups": _Table(
+        key=("tenant", "name"), rest=("created_at", "updated_at", "endpoints", "headers"), ordered=False
+    ),
     "runs": _Table(
         key=("tenant", "schedule_id", "tick_at"),
         rest=("fired_at", "outcome", "message_ids", "states"),

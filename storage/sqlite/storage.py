@@ -6,17 +6,18 @@ import logging
 import os
 import sqlite3
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from relay.domain.dead_letter import DeadLetter, DeadLetterId
 from relay.domain.delivery import Lease, Settlement, released
 from relay.domain.event import Event
-from relay.domain.message import Message, MessageId, TenantId
+from relay.domain.message import Headers, Message, MessageId, TenantId
 from relay.domain.schedule import Run, Schedule
 from relay.domain.selection import Order, Selection
 from relay.domain.tenant import Principal, Tenant
+from relay.domain.url_group import Endpoint, EndpointRef, UrlGroup
 from relay.ids import Ids
 from storage.codec import Row
 from storage.migrate import Migration, migrations_of, missing
@@ -32,8 +33,8 @@ from storage.protocol import (
     ScheduleView,
     Stats,
 )
-from storage.sql import archive, cancel, catalog, schedules, transfer
-from storage.sql.road import Acceptance
+from storage.sql import archive, cancel, catalog, schedules, transfer, url_groups
+from storage.sql.road import Acceptance, cost_of_messages, cost_of_settlements
 from storage.sql.script import Query, Script, slices
 from storage.sqlite import driver, work
 from storage.sqlite.driver import Connection
@@ -41,9 +42,6 @@ from storage.sqlite.readers import Readers
 from storage.sqlite.writer import Kind, Tx, Writer
 
 T = TypeVar("T")
-
-#: What a message costs beside its body, about.
-_MESSAGE_BYTES = 1_000
 
 #: Counting all rows of a large table.
 _TRANSFER_S = 600.0
@@ -100,15 +98,10 @@ class _Opened:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.last_id = _number(connection, "SELECT max(id) FROM messages")
-        self.last_position = max(
-            (
-                _number(connection, f"SELECT max({key}) FROM {table} WHERE tenant = ?1", (tenant,))
-                for table, key in (("events", "position"), ("dead_letters", "id"))
-                for tenant in driver.run(connection, archive.tenants_in(table))
-            ),
-            default=0,
+        self.last_id = max(
+            _number(connection, "SELECT max(id) FROM messages"), _greatest(connection, "dead_letters", "id")
         )
+        self.last_position = _greatest(connection, "events", "position")
         self.live = _number(connection, "SELECT count(*) FROM deliveries")
         self.dead_letters = _number(connection, "SELECT count(*) FROM dead_letters")
 
@@ -169,8 +162,9 @@ class SqliteStorage:
     async def publish(
         self, messages: Sequence[Message], *, now: int, claim: ClaimTerms | None = None
     ) -> Published:
-        cost = sum(len(message.request.body) + _MESSAGE_BYTES for message in messages)
-        return await self._writer.submit(_PUBLISH, Acceptance(messages, now, claim), cost)
+        return await self._writer.submit(
+            _PUBLISH, Acceptance(messages, now, claim), cost_of_messages(messages)
+        )
 
     async def cancel(
         self, tenant: TenantId, selection: Selection, *, limit: int | None, now: int
@@ -212,10 +206,7 @@ class SqliteStorage:
         return await self._call(lambda tx: work.claim(tx, terms, now))
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[MessageId]:
-        cost = sum(
-            _MESSAGE_BYTES + (0 if one.attempt is None else len(one.attempt.body)) for one in settlements
-        )
-        return await self._writer.submit(_SETTLE, settlements, cost)
+        return await self._writer.submit(_SETTLE, settlements, cost_of_settlements(settlements))
 
     async def renew(self, leases: Sequence[Lease], *, until: int) -> Sequence[MessageId]:
         return await self._call(lambda tx: work.renew(tx, leases, until))
@@ -259,6 +250,43 @@ class SqliteStorage:
 
     async def runs(self, tenant: TenantId, schedule_id: str, *, limit: int) -> Sequence[Run]:
         return await self._lookups.run(schedules.runs(tenant, schedule_id, limit=limit))
+
+    # UrlGroups
+
+    async def put_endpoints(
+        self,
+        tenant: TenantId,
+        name: str,
+        endpoints: Sequence[Endpoint],
+        *,
+        max_groups: int,
+        max_endpoints: int,
+        now: int,
+    ) -> bool:
+        return await self._write(
+            lambda: url_groups.put_endpoints(
+                tenant, name, endpoints, max_groups=max_groups, max_endpoints=max_endpoints, now=now
+            )
+        )
+
+    async def remove_endpoints(
+        self, tenant: TenantId, name: str, removed: Sequence[EndpointRef], *, now: int
+    ) -> bool:
+        return await self._write(lambda: url_groups.remove_endpoints(tenant, name, removed, now=now))
+
+    async def put_group_headers(self, tenant: TenantId, name: str, headers: Headers, *, now: int) -> bool:
+        return await self._write(lambda: url_groups.put_group_headers(tenant, name, headers, now=now))
+
+    async def url_group(self, tenant: TenantId, name: str) -> UrlGroup | None:
+        return await self._lookups.run(url_groups.url_group(tenant, name))
+
+    async def url_groups(self, tenant: TenantId, names: Collection[str] | None = None) -> Sequence[UrlGroup]:
+        if names is None:
+            return await self._searches.run(url_groups.url_groups(tenant))
+        return list((await self._lookups.run(url_groups.named(tenant, names))).values())
+
+    async def delete_url_group(self, tenant: TenantId, name: str) -> bool:
+        return await self._write(lambda: url_groups.delete_url_group(tenant, name))
 
     # Catalog
 
@@ -503,6 +531,15 @@ def _statements(text: str) -> Sequence[str]:
         if sqlite3.complete_statement(statements[-1]):
             statements.append("")
     return statements[:-1]
+
+
+def _greatest(connection: Connection, table: str, key: str) -> int:
+    """The greatest key of a table that is ordered by tenant first, 0 when it is empty."""
+    tenants = driver.run(connection, archive.tenants_in(table))
+    return max(
+        (_number(connection, f"SELECT max({key}) FROM {table} WHERE tenant = ?1", (one,)) for one in tenants),
+        default=0,
+    )
 
 
 def _number(connection: Connection, text: str, parameters: Sequence[Any] = ()) -> int:

@@ -341,9 +341,10 @@ def _apply(tx: Tx, settlements: Sequence[Settlement]) -> None:
                 attempt.body,
             )
         )
-        if change is Change.FAILED:
+        letter = settlement.dead_letter_id
+        if letter is not None:
             dead_letters.append(
-                dead_letter_row(position, message, failed_at=at, retried=one.retried, attempt=attempt)
+                dead_letter_row(letter, message, failed_at=at, retried=one.retried, attempt=attempt)
             )
         if change in FINAL_CHANGES and message.dedup_key is not None:
             freed.append((tenant, message.dedup_key, id_))

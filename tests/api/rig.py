@@ -24,8 +24,8 @@ from relay.api.services import Services
 from relay.clock import FakeClock
 from relay.domain.cron import Cron
 from relay.domain.delivery import Attempt, released, settle
-from relay.domain.message import Message, MessageId, TenantId
-from relay.domain.schedule import Run, RunOutcome, scheduled_message
+from relay.domain.message import Message, TenantId
+from relay.domain.schedule import Run, RunOutcome, scheduled_messages
 from relay.domain.tenant import Limits, Principal, Tenant
 from relay.ids import Ids
 from relay.wire.json import message_id_text
@@ -130,7 +130,7 @@ class Rig:
         self._by_router: set[str] = set()
         self._session = session
         self._publishing_session = publishing_session
-        self._specification = specification
+        self.specification = specification
         fresh_keys = iter(f"sig_fresh{number:015}" for number in range(100))
         self.services = Services(
             storage=storage,
@@ -215,6 +215,7 @@ class Rig:
                 Attempt(
                     started_at=now, ended_at=now + 5, status=status, headers=headers, body=body, error=error
                 ),
+                next_id=self.services.ids.next,
             )
             for claim in claimed.claims
         ]
@@ -264,15 +265,28 @@ class Rig:
         spoilt = replace(view.schedule, cron="CRON_TZ=Nowhere/Land * * * * *")
         await self.storage.put_schedule(spoilt, limit=100)
 
+    async def put_group(self, *urls: str, name: str = "group", token: str = TOKEN, **named: str) -> None:
+        """Put these endpoints into a URL group; `named` are URLs by the names of their endpoints."""
+        endpoints: list[dict[str, str]] = [{"url": url} for url in urls]
+        endpoints += [{"name": one, "url": url} for one, url in named.items()]
+        reply = await self.call_json(
+            "POST", f"/v2/topics/{name}/endpoints", {"endpoints": endpoints}, token=token
+        )
+        assert reply.status == 200, reply.body
+
     async def fire(self, schedule_id: str, *, error: str | None = None) -> str | None:
-        """Let a tick pass; the id of its message, or None when it failed with `error`."""
+        """Let a tick pass; the id of its first message, or None when it failed with `error`."""
         view = await self.storage.schedule(TENANT, schedule_id)
         assert view is not None
         assert view.schedule.next_at is not None
         self.clock.advance(max(0, view.schedule.next_at - self.clock.now()))
         now = self.clock.now()
-        message = scheduled_message(view.schedule, id=MessageId(self.services.ids.next(now)), now=now)
-        messages = (message,) if error is None else ()
+        group = await self.storage.url_group(TENANT, view.schedule.draft.url_group or "")
+        messages = (
+            scheduled_messages(view.schedule, group=group, next_id=self.services.ids.next, now=now)
+            if error is None
+            else ()
+        )
         run = Run(
             tick_at=view.schedule.next_at,
             fired_at=now,
@@ -289,7 +303,7 @@ class Rig:
             ),
             now=now,
         )
-        return message_id_text(message.id) if error is None else None
+        return message_id_text(messages[0].id) if messages else None
 
     async def dead_letter(
         self,
@@ -351,7 +365,7 @@ class Rig:
         request_id = reply.headers.get("X-Request-Id")
         if request_id is not None and request_id not in self._by_router:
             self.by_lane += 1
-            self.violations += self._specification.violations(
+            self.violations += self.specification.violations(
                 "POST", f"{PREFIX}{{destination}}", reply.status, reply.headers["Content-Type"], reply.body
             )
 
@@ -369,7 +383,7 @@ class Rig:
             if status not in expected or set(json.loads(body)) != {"error"}:
                 self.violations.append(f"{request.method} {request.path}: {status} {body!r}")
             return
-        self.violations += self._specification.violations(
+        self.violations += self.specification.violations(
             request.method, path, status, response.headers["Content-Type"], body
         )
 

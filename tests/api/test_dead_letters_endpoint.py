@@ -314,7 +314,7 @@ async def test_headers_of_a_retry_override_what_was_stored(rig: Rig) -> None:
     [
         ("Upstash-Retries", "x", 400),
         ("Upstash-Retries", "1000000", 412),
-        ("Upstash-Callback", "https://a.b", 400),
+        ("Upstash-Callback", "a.b", 400),
         ("Upstash-Cron", "* * * * *", 400),
         ("Upstash-Deduplication-Id", "a", 400),
     ],

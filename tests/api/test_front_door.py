@@ -145,7 +145,7 @@ async def test_what_this_version_does_not_have_says_so(rig: Rig, method: str, pa
 
 
 async def test_a_trailing_slash_names_the_same_collection(rig: Rig) -> None:
-    for path in ("/v2/keys", "/v2/dlq", "/v2/events", "/v2/logs", "/v2/schedules"):
+    for path in ("/v2/keys", "/v2/dlq", "/v2/events", "/v2/logs", "/v2/schedules", "/v2/topics"):
         plain, slashed = await rig.call("GET", path), await rig.call("GET", path + "/")
         assert plain.status == 200
         assert slashed == plain._replace(headers=slashed.headers)

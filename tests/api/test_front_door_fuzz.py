@@ -26,6 +26,10 @@ PATHS = [
     b"/v2/dlq/retry/",
     b"/v2/events",
     b"/v2/logs",
+    b"/v2/topics",
+    b"/v2/topics/",
+    b"/v2/topics/group",
+    b"/v2/topics/group/endpoints",
     b"/v2/keys",
     b"/v2/keys/rotate",
     b"/v2/batch",
@@ -188,6 +192,39 @@ batch_items = st.fixed_dictionaries(
 )
 async def test_arbitrary_batches(rig: Rig, body: bytes) -> None:
     require_sane(await rig.raw_call("POST", b"/v2/batch", body=body), rig)
+
+
+endpoints = st.fixed_dictionaries(
+    {},
+    optional={
+        "url": st.text(max_size=20) | st.sampled_from(["https://a.b", "https://c.d/?e=f"]),
+        "name": st.text(max_size=20) | st.none(),
+    },
+)
+group_bodies = st.fixed_dictionaries(
+    {},
+    optional={
+        "endpoints": st.lists(endpoints, max_size=3) | json_values,
+        "headers": st.dictionaries(
+            st.sampled_from([name.decode() for name in HEADERS]) | st.text(max_size=10),
+            st.text(max_size=20) | st.lists(st.text(max_size=20), max_size=2),
+            max_size=3,
+        )
+        | json_values,
+    },
+)
+
+
+@hostile
+@given(
+    method=st.sampled_from(["POST", "DELETE", "PATCH"]),
+    path=st.sampled_from(["/v2/topics/group", "/v2/topics/group/endpoints"]),
+    body=group_bodies.map(dumps_any) | st.binary(max_size=60),
+)
+async def test_arbitrary_url_groups(rig: Rig, method: str, path: str, body: bytes) -> None:
+    require_sane(await rig.raw_call(method, path.encode(), body=body), rig)
+    require_sane(await rig.raw_call("GET", b"/v2/topics"), rig)
+    require_sane(await rig.raw_call("POST", b"/v2/publish/group"), rig)
 
 
 @hostile

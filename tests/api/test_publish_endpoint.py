@@ -221,9 +221,9 @@ async def test_equal_content_is_a_duplicate_when_asked_for(rig: Rig) -> None:
         ("Upstash-Redact-Fields", "everything", 400),
         ("Upstash-Label", ",".join(map(str, range(21))), 412),
         ("Upstash-Schedule-Id", "mine", 400),
-        ("Upstash-Callback", "https://example.com/back", 400),
+        ("Upstash-Callback", "example.com/back", 400),
         ("Upstash-Callback-Retries", "1", 400),
-        ("Upstash-Failure-Callback", "https://example.com/failed", 400),
+        ("Upstash-Failure-Callback", "a-group", 400),
         ("Upstash-Flow-Control-Key", "key", 400),
         ("Upstash-Flow-Control-Value", "rate=1", 400),
         ("Upstash-Queue-Name", "queue", 400),
@@ -240,9 +240,7 @@ async def test_a_value_that_cannot_be_accepted_is_refused_by_its_name(
     assert rig.publisher.calls == []
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("Upstash-Delay", "soon"), ("Upstash-Callback", "https://a.b/c")]
-)
+@pytest.mark.parametrize(("name", "value"), [("Upstash-Delay", "soon"), ("Upstash-Callback", "a.b/c")])
 async def test_a_query_parameter_that_cannot_be_accepted_is_refused_by_its_name(
     rig: Rig, name: str, value: str
 ) -> None:
@@ -254,12 +252,25 @@ async def test_a_query_parameter_that_cannot_be_accepted_is_refused_by_its_name(
 
 @pytest.mark.parametrize(
     "destination",
-    ["", "?", "example.com", "ftp://example.com", "api/llm", "http://", "https://a b", "a-group"],
+    ["", "?", "ftp://example.com", "api/llm", "http://", "https://a b", "example.com/", "a group"],
 )
 async def test_a_destination_that_cannot_be_reached_is_refused(rig: Rig, destination: str) -> None:
     reply = await rig.call("POST", f"/v2/publish/{destination.replace(' ', '%20')}")
     assert reply.status == 400
     assert "destination" in reply.error
+
+
+@pytest.mark.parametrize(
+    ("destination", "status"), [("a-group", 404), ("https", 404), ("example.com", 400), ("127.0.0.1", 400)]
+)
+async def test_what_could_be_a_url_group_and_is_none_is_not_found_or_a_url_without_its_beginning(
+    rig: Rig, destination: str, status: int
+) -> None:
+    reply = await rig.call("POST", f"/v2/publish/{destination}")
+    assert reply.status == status
+    assert reply.error == (
+        f'destination: "{destination}" has no http:// or https://, and a URL group of that name was not found'
+    )
 
 
 async def test_nothing_is_accepted_while_storage_cannot_commit(rig: Rig) -> None:

@@ -9,6 +9,8 @@ from tests.api.rig import FOREIGN, TOKEN, Reply, Rig
 NOTHING: dict[tuple[str, str], object] = {
     ("DELETE", "/v2/messages"): {"cancelled": 0},
     ("GET", "/v2/schedules"): [],
+    ("GET", "/v2/topics"): [],
+    ("DELETE", "/v2/topics/{name}"): {},
     ("GET", "/v2/dlq"): {"messages": []},
     ("DELETE", "/v2/dlq"): {"deleted": 0},
     ("POST", "/v2/dlq/retry"): {"responses": []},
@@ -17,13 +19,23 @@ NOTHING: dict[tuple[str, str], object] = {
 }
 #: They make something, or show what is the account's own: tested by themselves.
 OWN = {"/v2/publish", "/v2/batch", "/v2/keys", "/v2/keys/rotate"}
+#: Without them a request says nothing.
+BODIES = {
+    ("DELETE", "/v2/topics/{name}/endpoints"): b'{"endpoints": [{"url": "https://a.example"}]}',
+    ("PATCH", "/v2/topics/{name}"): b'{"headers": {"Upstash-Retries": "1"}}',
+}
 
 
 class Belongings:
     """One of everything, belonging to the first account."""
 
     def __init__(self, message_id: str, schedule_id: str, dlq_id: str) -> None:
-        self.ids = {"message_id": message_id, "schedule_id": schedule_id, "dlq_id": dlq_id}
+        self.ids = {
+            "message_id": message_id,
+            "schedule_id": schedule_id,
+            "dlq_id": dlq_id,
+            "name": "group",
+        }
 
     def path_of(self, template: str) -> str:
         head, brace, rest = template.partition("{")
@@ -36,12 +48,13 @@ class Belongings:
 async def belongings_of(rig: Rig) -> Belongings:
     _, dlq_id = await rig.dead_letter()
     schedule_id = await rig.schedule()
+    await rig.put_group("https://a.example")
     return Belongings(await rig.publish(headers={"Upstash-Delay": "1h"}), schedule_id, dlq_id)
 
 
 async def everything(rig: Rig) -> list[Reply]:
     """What the first account sees, request ids aside."""
-    paths = ["/v2/schedules", "/v2/dlq", "/v2/events?count=1000", "/v2/keys"]
+    paths = ["/v2/schedules", "/v2/topics", "/v2/dlq", "/v2/events?count=1000", "/v2/keys"]
     return [(await rig.call("GET", path))._replace(headers={}) for path in paths]
 
 
@@ -50,13 +63,16 @@ async def everything(rig: Rig) -> list[Reply]:
     [
         (route.method, route.path)
         for route in ROUTES
-        if route.path.partition("/{")[0] not in OWN and "{destination" not in route.path
+        if route.path.partition("/{")[0] not in OWN
+        and "{destination" not in route.path
+        and (route.method, route.path) != ("POST", "/v2/topics/{name}/endpoints")
     ],
 )
 async def test_another_accounts_things_are_not_found(rig: Rig, method: str, path: str) -> None:
     belongings = await belongings_of(rig)
     before = await everything(rig)
-    reply = await rig.call(method, belongings.path_of(path), token=FOREIGN)
+    body = BODIES.get((method, path))
+    reply = await rig.call(method, belongings.path_of(path), body=body, token=FOREIGN)
     if (method, path) in NOTHING:
         assert reply.status in (200, 201)
         assert reply.json == NOTHING[method, path]
@@ -64,7 +80,7 @@ async def test_another_accounts_things_are_not_found(rig: Rig, method: str, path
         assert reply.status == 404
     assert await everything(rig) == before
     # The same request is possible for the account whose things they are.
-    assert (await rig.call(method, belongings.path_of(path))).status in (200, 201)
+    assert (await rig.call(method, belongings.path_of(path), body=body)).status in (200, 201)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +115,18 @@ async def test_a_deduplication_id_is_an_accounts_own(rig: Rig) -> None:
     headers = {"Upstash-Deduplication-Id": "once"}
     first = await rig.publish(headers=headers)
     assert await rig.publish(headers=headers, token=FOREIGN) != first
+
+
+async def test_a_url_group_is_an_accounts_own(rig: Rig) -> None:
+    await rig.put_group("https://a.example")
+    for path in ("/v2/publish/group", "/v2/schedules/group"):
+        reply = await rig.call("POST", path, headers={"Upstash-Cron": "@daily"}, token=FOREIGN)
+        assert reply.status == 404
+    assert (await rig.call_json("POST", "/v2/batch", [{"destination": "group"}], token=FOREIGN)).status == 404
+    await rig.put_group("https://b.example", token=FOREIGN)
+    (mine,) = (await rig.call("POST", "/v2/publish/group")).json
+    (theirs,) = (await rig.call("POST", "/v2/publish/group", token=FOREIGN)).json
+    assert (mine["url"], theirs["url"]) == ("https://a.example", "https://b.example")
 
 
 async def test_a_schedule_id_is_an_accounts_own(rig: Rig) -> None:

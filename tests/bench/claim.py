@@ -19,7 +19,7 @@ from storage.protocol import ClaimTerms, Storage
 from storage.sqlite import open_sqlite
 from tests.bench import filling, machine, systems
 from tests.bench.table import Finding, conclude, show, spread
-from tests.builders import an_attempt
+from tests.builders import an_attempt, next_id
 
 _URL = "http://127.0.0.1:9/hook"
 _DAY_MS = 86_400_000
@@ -122,7 +122,7 @@ async def _round(database: _Waiting) -> None:
     if len(claims) > _DUE_EACH_ROUND:
         raise RuntimeError(f"{len(claims)} claims of {_DUE_EACH_ROUND} due messages")
     attempt = an_attempt(started_at=now, ended_at=filling.now())
-    refused = await storage.settle([settle(claim, attempt) for claim in claims])
+    refused = await storage.settle([settle(claim, attempt, next_id=next_id) for claim in claims])
     if refused:
         raise RuntimeError(f"{len(refused)} settlements were refused")
     for _ in range(_POLLS_EACH_ROUND):

@@ -274,3 +274,14 @@ def test_the_keys_are_printed_as_lines_for_an_environment(console: Console, serv
 def test_a_duplicate_is_told_apart_from_a_new_message(console: Console, server: Server) -> None:
     server.says({"messageId": "msg_1", "deduplicated": True})
     assert console("publish", "https://example.com").out == "msg_1  already accepted: nothing new was sent\n"
+
+
+def test_a_publish_to_a_url_group_names_every_message(console: Console, server: Server) -> None:
+    answer = [
+        {"messageId": "msg_1", "url": "https://a.example"},
+        {"messageId": "msg_2", "deduplicated": True},
+    ]
+    server.says(answer)
+    assert console("publish", "group").out == "msg_1\nmsg_2  already accepted: nothing new was sent\n"
+    assert json.loads(console("publish", "group", "--json").out) == answer
+    assert server.requests[0].target == "/v2/publish/group"

@@ -7,7 +7,7 @@ import sys
 from relay.domain.delivery import settle
 from relay.main import open_storage
 from storage.protocol import ClaimTerms
-from tests.builders import NOW, a_message, an_attempt
+from tests.builders import NOW, a_message, an_attempt, next_id
 
 TERMS = ClaimTerms(limit=100, lease_ms=30_000)
 
@@ -25,7 +25,12 @@ async def main(url: str) -> None:
             for message in messages:
                 say("accepted", message.id)
             good, bad, _ = published.claims
-            await storage.settle([settle(good, an_attempt()), settle(bad, an_attempt(status=500))])
+            await storage.settle(
+                [
+                    settle(good, an_attempt(), next_id=next_id),
+                    settle(bad, an_attempt(status=500), next_id=next_id),
+                ]
+            )
             say("delivered", good.message.id)
             say("failed", bad.message.id)
 

@@ -8,7 +8,7 @@ from relay.domain.event import Event
 from relay.domain.message import Message, MessageId, TenantId
 from relay.domain.selection import Order, Selection
 from storage.protocol import ClaimTerms, Published, Storage
-from tests.builders import NOW, TENANT, an_attempt
+from tests.builders import NOW, TENANT, an_attempt, next_id
 
 LEASE_MS = 30_000
 TERMS = ClaimTerms(limit=100, lease_ms=LEASE_MS)
@@ -34,13 +34,18 @@ async def take(storage: Storage, *, now: int = NOW) -> Sequence[Claim]:
 
 async def deliver(storage: Storage, *claims: Claim, now: int = NOW) -> Sequence[MessageId]:
     """Settle as delivered; the ids that were refused."""
-    return await storage.settle([settle(claim, an_attempt(started_at=now)) for claim in claims])
+    return await storage.settle(
+        [settle(claim, an_attempt(started_at=now), next_id=next_id) for claim in claims]
+    )
 
 
 async def fail(storage: Storage, *claims: Claim, now: int = NOW, status: int = 500) -> Sequence[MessageId]:
     """Settle as one more failed attempt; the ids that were refused."""
     return await storage.settle(
-        [settle(claim, an_attempt(started_at=now, status=status, body=b"no")) for claim in claims]
+        [
+            settle(claim, an_attempt(started_at=now, status=status, body=b"no"), next_id=next_id)
+            for claim in claims
+        ]
     )
 
 

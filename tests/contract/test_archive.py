@@ -11,7 +11,7 @@ from relay.domain.event import Event
 from relay.domain.message import FlowControl, Message
 from relay.domain.selection import Order, Selection
 from storage.protocol import DEDUP_WINDOW_MS, Receipt, Retention, Storage
-from tests.builders import NOW, OTHER_TENANT, TENANT, a_message, a_message_id, an_attempt
+from tests.builders import NOW, OTHER_TENANT, TENANT, a_message, a_message_id, an_attempt, next_id
 from tests.contract.steps import (
     EVERYTHING,
     LATER,
@@ -158,7 +158,7 @@ async def test_history_and_dead_letters_are_selected_by_status(storage: Storage)
 async def test_an_attempt_without_an_answer_has_status_0(storage: Storage) -> None:
     await bury(storage, a_message(max_retries=0), status=500)
     claims = await start(storage, a_message(max_retries=0))
-    await storage.settle([settle(claims[0], an_attempt(status=None, error="no answer"))])
+    await storage.settle([settle(claims[0], an_attempt(status=None, error="no answer"), next_id=next_id)])
     unanswered = Selection(response_statuses=(0,))
     assert [letter.message for letter in await graves(storage, unanswered)] == [claims[0].message]
     assert [event.error for event in await happenings(storage, unanswered)] == ["no answer"]

@@ -21,10 +21,10 @@ from hypothesis.stateful import (
 
 from relay.domain.dead_letter import DeadLetterId
 from relay.domain.delivery import Claim, Lease, Settlement, State, lost, released, settle
-from relay.domain.message import Message
+from relay.domain.message import Callback, Message
 from relay.domain.selection import Order, Selection
 from storage.protocol import DEDUP_WINDOW_MS, ClaimTerms, Storage
-from tests.builders import NOW, TENANT, a_message, an_attempt
+from tests.builders import NOW, TENANT, a_message, an_attempt, next_id
 from tests.contract.conftest import BACKENDS
 from tests.contract.steps import EVERYTHING, LEASE_MS
 
@@ -127,12 +127,25 @@ class Machine(RuleBasedStateMachine):
         delays=st.lists(st.sampled_from([0, 0, 1, LEASE_MS]), min_size=1, max_size=3),
         key=st.sampled_from([None, None, b"a" * 16, b"b" * 16]),
         max_retries=st.integers(0, 2),
+        callback=st.sampled_from([None, None, Callback(url="https://example.com/cb")]),
         limit=st.sampled_from([None, 0, 1, 5]),
     )
-    def publish(self, delays: list[int], key: bytes | None, max_retries: int, limit: int | None) -> Any:
+    def publish(
+        self,
+        delays: list[int],
+        key: bytes | None,
+        max_retries: int,
+        callback: Callback | None,
+        limit: int | None,
+    ) -> Any:
         messages = [
             a_message(
-                created_at=self.now, not_before=self.now + delay, dedup_key=key, max_retries=max_retries
+                created_at=self.now,
+                not_before=self.now + delay,
+                dedup_key=key,
+                max_retries=max_retries,
+                callback=callback,
+                failure_callback=callback,
             )
             for delay in delays
         ]
@@ -173,12 +186,12 @@ class Machine(RuleBasedStateMachine):
 
     @rule(claim=claims, status=st.sampled_from([200, 500, 500]), give_back=st.booleans())
     def settle(self, claim: Claim, status: int, give_back: bool) -> None:
-        settlement = lost(claim, now=self.now)
+        settlement = lost(claim, now=self.now, next_id=next_id)
         if settlement is None and give_back:
             settlement = released(claim, now=self.now)
         if settlement is None:
             attempt = an_attempt(started_at=self.now, ended_at=self.now, status=status)
-            settlement = settle(claim, attempt, retry_after_ms=RETRY_MS)
+            settlement = settle(claim, attempt, retry_after_ms=RETRY_MS, next_id=next_id)
         held = self.model.holds(claim)
         refused = self.wait(self.storage.settle([settlement]))
         assert refused == ([] if held else [claim.message.id])
@@ -189,9 +202,10 @@ class Machine(RuleBasedStateMachine):
         id_ = settlement.claim.message.id
         delivery = self.model.living[id_]
         states = settlement.change.states
+        canceled = delivery.cancel_requested and states != (State.DELIVERED,)
         if states == (State.DELIVERED,):
             self.model.end(id_, State.DELIVERED)
-        elif delivery.cancel_requested:
+        elif canceled:
             self.model.end(id_, State.ERROR, State.CANCELED)
         elif states[-1:] == (State.FAILED,):
             self.model.end(id_, State.ERROR, State.FAILED)
@@ -204,6 +218,9 @@ class Machine(RuleBasedStateMachine):
             if states:
                 delivery.retried += 1
                 delivery.lost_leases = 0
+        if not canceled:
+            for message in settlement.publishes:
+                self.model.accept(message, settlement.at)
 
     @rule(claim=claims)
     def renew(self, claim: Claim) -> None:

@@ -17,7 +17,7 @@ from storage.sql.script import Script
 from storage.sqlite import driver, open_sqlite, work
 from storage.sqlite.driver import Connection
 from storage.sqlite.writer import Tx
-from tests.builders import NOW, TENANT, a_message, an_attempt
+from tests.builders import NOW, TENANT, a_message, an_attempt, next_id
 from tests.contract.steps import EVERYTHING, LATER, LEASE_MS
 
 BIG = "messages", "message_labels", "deliveries", "events", "dead_letters", "dedup"
@@ -75,10 +75,13 @@ def test_the_road_of_a_message_walks_no_table(explained: Explained) -> None:
         work.settle(
             tx,
             [
-                [settle(delivered, an_attempt()), settle(failed, an_attempt(status=500))],
+                [
+                    settle(delivered, an_attempt(), next_id=next_id),
+                    settle(failed, an_attempt(status=500), next_id=next_id),
+                ],
                 [
                     released(given_back, now=NOW),
-                    settle(dead, an_attempt(status=500)),
+                    settle(dead, an_attempt(status=500), next_id=next_id),
                     released(dead, now=NOW),
                 ],
             ],

@@ -68,8 +68,24 @@ async def test_a_migration_is_applied_once(path: Path) -> None:
         storage = await open_sqlite(str(path))
         await accept(storage, a_message())
         await storage.close()
+    known = [(migration.version, migration.name) for migration in migrations_of("storage.sqlite")]
     with closing(driver.connect_reader(path)) as reader:
-        assert reader.execute("SELECT version, name FROM migrations").fetchall() == [(1, "first_schema")]
+        assert reader.execute("SELECT version, name FROM migrations").fetchall() == known
+
+
+async def test_a_database_of_an_earlier_version_is_migrated_with_what_it_holds(path: Path) -> None:
+    message = a_message()
+    storage = await open_sqlite(str(path))
+    await accept(storage, message)
+    await storage.close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("DROP TABLE url_groups")
+        connection.execute("DELETE FROM migrations WHERE version > 1")
+        connection.commit()
+    storage = await open_sqlite(str(path))
+    assert await storage.message(TENANT, message.id) == message
+    assert await storage.url_groups(TENANT) == []
+    await storage.close()
 
 
 async def test_a_database_of_another_application_is_refused(path: Path) -> None:

@@ -12,6 +12,7 @@ from relay.domain.delivery import settle
 from relay.domain.message import FlowControl
 from relay.domain.selection import Selection
 from relay.domain.tenant import Principal, Tenant
+from relay.domain.url_group import Endpoint
 from storage.copy import CannotCopy, Copied, copy, refuse_unfinished
 from storage.postgres import open_postgres
 from storage.postgres.driver import target_of
@@ -19,7 +20,7 @@ from storage.protocol import CannotOpen, Storage
 from storage.sql import transfer
 from storage.sqlite import open_sqlite
 from tests import postgres_server
-from tests.builders import NOW, OTHER_TENANT, TENANT, a_message, an_attempt
+from tests.builders import NOW, OTHER_TENANT, TENANT, a_message, an_attempt, next_id
 from tests.contract.conftest import BACKENDS
 from tests.contract.steps import LATER, accept, bury, deliver, fail, graves, happenings, start, take
 from tests.contract.test_schedules import a_firing, a_schedule
@@ -36,6 +37,8 @@ async def a_life(storage: Storage) -> None:
     await storage.put_token(HASH, Principal(tenant=OTHER_TENANT, read_only=True), now=NOW)
     await storage.put_setting("généré", "välue")
     await storage.put_schedule(a_schedule(), limit=10)
+    endpoint = Endpoint(url="https://example.com/one", name="one")
+    assert await storage.put_endpoints(TENANT, "group", [endpoint], max_groups=9, max_endpoints=9, now=NOW)
     schedule = await storage.put_schedule(a_schedule(id="ticking"), limit=10)
     assert schedule is not None
     assert await storage.fire(a_firing(schedule), now=NOW)
@@ -130,7 +133,7 @@ async def test_what_a_dead_relay_held_is_due_at_once_and_its_lease_counts_as_los
     assert await take(storage) == []
     (claim,) = await take(other)
     assert (claim.message, claim.claim_no, claim.lost_leases) == (held.message, held.claim_no + 1, 1)
-    assert await other.settle([settle(held, an_attempt())]) == [held.message.id]
+    assert await other.settle([settle(held, an_attempt(), next_id=next_id)]) == [held.message.id]
 
 
 async def test_an_interrupted_copy_goes_on_where_it_was(storage: Storage, other: Storage) -> None:

@@ -7,9 +7,10 @@ import pytest
 from msgspec.structs import replace
 
 from relay.domain.delivery import MAX_LOST_LEASES, Change, Claim, Lease, State, lost, released, settle
+from relay.domain.message import Callback, MessageId, Redaction
 from relay.domain.selection import Selection
 from storage.protocol import ClaimTerms, Receipt, Stats, Storage
-from tests.builders import NOW, OTHER_TENANT, TENANT, a_message, an_attempt
+from tests.builders import NOW, OTHER_TENANT, TENANT, a_message, an_attempt, next_id
 from tests.contract.steps import (
     EVERYTHING,
     LATER,
@@ -103,7 +104,7 @@ async def test_a_delivered_message_is_over_and_its_history_keeps_status_and_dura
     message = a_message()
     (claim,) = await start(storage, message)
     attempt = an_attempt(started_at=NOW, ended_at=NOW + 42, status=204, headers=(("A", "b"),), body=b"ok")
-    assert await storage.settle([settle(claim, attempt)]) == []
+    assert await storage.settle([settle(claim, attempt, next_id=next_id)]) == []
     assert await states(storage, message) == [State.CREATED, State.ACTIVE, State.DELIVERED]
     event = (await happenings(storage))[-1]
     assert (event.at, event.status, event.duration_ms, event.error) == (NOW + 42, 204, 42, None)
@@ -119,7 +120,7 @@ async def test_a_failed_attempt_is_retried_when_it_is_due_again_and_not_before(s
     attempt = an_attempt(
         started_at=NOW, ended_at=NOW + 7, status=503, headers=(("X", "\udc80"),), body=b"\xff no", error=None
     )
-    settlement = settle(claim, attempt, retry_after_ms=1000)
+    settlement = settle(claim, attempt, retry_after_ms=1000, next_id=next_id)
     await storage.settle([settlement])
     event = (await happenings(storage))[-1]
     assert event.change is Change.RETRIED
@@ -137,7 +138,7 @@ async def test_a_failed_attempt_is_retried_when_it_is_due_again_and_not_before(s
 async def test_an_attempt_without_an_answer_keeps_its_reason(storage: Storage) -> None:
     claims = await start(storage, a_message())
     attempt = an_attempt(status=None, error="name \udc80 does not resolve")
-    await storage.settle([settle(claims[0], attempt)])
+    await storage.settle([settle(claims[0], attempt, next_id=next_id)])
     event = (await happenings(storage))[-1]
     assert (event.status, event.error) == (None, "name \\udc80 does not resolve")
 
@@ -149,11 +150,12 @@ async def test_the_last_failure_leaves_a_dead_letter_with_the_answer(storage: St
     attempt = an_attempt(
         started_at=LATER, ended_at=LATER + 9, status=404, headers=(("Content-Type", "t"),), body=b"\x00"
     )
-    assert await storage.settle([settle(claim, attempt)]) == []
+    settlement = settle(claim, attempt, next_id=next_id)
+    assert await storage.settle([settlement]) == []
     (letter,) = await graves(storage)
     assert (letter.message, letter.attempt, letter.retried) == (message, attempt, 1)
     assert letter.failed_at == LATER + 9
-    assert letter.id == (await happenings(storage))[-1].position
+    assert letter.id == settlement.dead_letter_id
     assert (await states(storage, message))[-2:] == [State.ERROR, State.FAILED]
     stats = await storage.stats()
     assert (stats.live, stats.dead_letters) == (0, 1)
@@ -164,12 +166,73 @@ async def test_a_settlement_publishes_its_messages_in_the_same_commit(storage: S
     (claim,) = await start(storage, source)
     callback = a_message(source=source.id, labels=("cb",))
     delayed = a_message(not_before=NOW + 100)
-    settlement = settle(claim, an_attempt())
+    settlement = settle(claim, an_attempt(), next_id=next_id)
     settlement = replace(settlement, publishes=(callback, delayed))
     await storage.settle([settlement])
     assert [one.message for one in await take(storage)] == [callback]
     assert [one.message for one in await take(storage, now=NOW + 100)] == [delayed]
     assert await states(storage, callback) == [State.CREATED, State.ACTIVE]
+
+
+async def test_a_callback_is_stored_as_it_was_made_and_goes_the_way_of_every_message(
+    storage: Storage,
+) -> None:
+    source = a_message(
+        max_retries=0,
+        redaction=Redaction(body=True),
+        failure_callback=Callback(
+            url="https://example.com/failed",
+            headers=(("X", "\udcff"),),
+            failure_callback=Callback(url="https://example.com/worse"),
+        ),
+    )
+    (claim,) = await start(storage, source)
+    settlement = settle(claim, an_attempt(status=500, body=b"\xff"), next_id=next_id)
+    await storage.settle([settlement])
+    (taken,) = await take(storage, now=LATER)
+    assert (taken.message,) == settlement.publishes
+    assert taken.message.origin.source == source.id
+    assert await storage.message(TENANT, taken.message.id) == taken.message
+    await fail(storage, taken, now=LATER)
+    (about_the_callback,) = await take(storage, now=LATER + 5)
+    assert about_the_callback.message.request.url == "https://example.com/worse"
+    assert [letter.message for letter in await graves(storage)] == [source, taken.message]
+
+
+@pytest.mark.parametrize("status", [200, 500, 489])
+async def test_a_settlement_that_is_repeated_calls_back_once(storage: Storage, status: int) -> None:
+    callback = Callback(url="https://example.com/callback")
+    (claim,) = await start(storage, a_message(callback=callback, failure_callback=callback))
+    settlement = settle(
+        claim, an_attempt(status=status, headers=(("Upstash-NonRetryable-Error", "true"),)), next_id=next_id
+    )
+    await asyncio.gather(*(storage.settle([settlement, settlement]) for _ in range(3)))
+    again = settle(claim, an_attempt(status=status), next_id=next_id)
+    assert await storage.settle([again]) == [claim.message.id]
+    reports = [event.message.id for event in await happenings(storage) if event.message.origin.source]
+    assert reports == [report.id for report in settlement.publishes]
+
+
+async def test_a_failure_that_was_to_be_canceled_calls_nobody_back(storage: Storage) -> None:
+    callback = Callback(url="https://example.com/callback")
+    message = a_message(max_retries=0, callback=callback, failure_callback=callback)
+    claims = await start(storage, message)
+    assert await storage.cancel(TENANT, EVERYTHING, limit=None, now=NOW) == [message.id]
+    assert await fail(storage, *claims) == []
+    assert (await states(storage, message))[-1] is State.CANCELED
+    assert (await take(storage, now=LATER), await graves(storage)) == ([], [])
+    assert await storage.cancel(TENANT, EVERYTHING, limit=None, now=NOW) == []
+
+
+async def test_a_message_that_waits_for_its_retry_is_canceled_apart_from_its_callbacks(
+    storage: Storage,
+) -> None:
+    message = a_message(labels=("mine",), callback=Callback(url="https://example.com/callback"))
+    await fail(storage, *await start(storage, message))
+    cancelled = await storage.cancel(TENANT, Selection(labels=("mine",)), limit=None, now=NOW)
+    assert cancelled == [message.id]
+    (report,) = await take(storage, now=LATER)
+    assert report.message.origin.source == message.id
 
 
 async def test_a_settlement_under_a_lost_lease_is_refused_and_changes_nothing(storage: Storage) -> None:
@@ -178,7 +241,7 @@ async def test_a_settlement_under_a_lost_lease_is_refused_and_changes_nothing(st
     (current,) = await take(storage, now=NOW + LEASE_MS)
     before = await happenings(storage)
     follower = a_message()
-    settlement = settle(late, an_attempt(status=500))
+    settlement = settle(late, an_attempt(status=500), next_id=next_id)
     settlement = replace(settlement, publishes=(follower,))
     assert await storage.settle([settlement]) == [message.id]
     assert await happenings(storage) == before
@@ -191,7 +254,7 @@ async def test_a_settlement_under_a_lost_lease_is_refused_and_changes_nothing(st
 async def test_the_same_claim_is_settled_once(storage: Storage, status: int) -> None:
     message = a_message()
     (claim,) = await start(storage, message)
-    settlement = settle(claim, an_attempt(status=status))
+    settlement = settle(claim, an_attempt(status=status), next_id=next_id)
     assert await storage.settle([settlement, settlement]) == [message.id]
     assert await storage.settle([settlement]) == [message.id]
     assert len(await happenings(storage)) == 2
@@ -227,7 +290,7 @@ async def test_one_settlement_that_cannot_be_written_does_not_hold_up_the_others
     good, bad = await start(storage, a_message(), a_message())
     twin = a_message()
     await accept(storage, a_message(id=twin.id, tenant=OTHER_TENANT))
-    settlement = settle(bad, an_attempt())
+    settlement = settle(bad, an_attempt(), next_id=next_id)
     settlement = replace(settlement, publishes=(twin,))
     outcomes = await asyncio.gather(
         storage.settle([settlement]), deliver(storage, good), return_exceptions=True
@@ -256,11 +319,11 @@ async def test_a_message_whose_workers_keep_dying_fails_after_the_fifth(storage:
     (claim,) = await start(storage, message)
     now = NOW
     for count in range(1, MAX_LOST_LEASES + 1):
-        assert lost(claim, now=now) is None
+        assert lost(claim, now=now, next_id=next_id) is None
         now += LEASE_MS
         (claim,) = await take(storage, now=now)
         assert claim.lost_leases == count
-    settlement = lost(claim, now=now)
+    settlement = lost(claim, now=now, next_id=next_id)
     assert settlement is not None
     assert await storage.settle([settlement]) == []
     (letter,) = await graves(storage)
@@ -291,7 +354,7 @@ async def test_what_was_lost_survives_a_restart(
 async def test_a_released_claim_is_due_at_once_and_no_try_was_spent(storage: Storage) -> None:
     fresh, retrying = a_message(), a_message()
     (claim,) = await start(storage, retrying)
-    await storage.settle([settle(claim, an_attempt(status=500), retry_after_ms=0)])
+    await storage.settle([settle(claim, an_attempt(status=500), retry_after_ms=0, next_id=next_id)])
     await accept(storage, fresh)
     claims = await take(storage, now=NOW + 5)
     before = await happenings(storage)
@@ -373,7 +436,7 @@ async def test_the_worker_is_woken_when_something_nobody_holds_becomes_due(stora
     assert woken == []
     await accept(storage, a_message(not_before=NOW + 50), a_message(not_before=NOW + 40))
     assert woken == [NOW + 40]
-    await storage.settle([settle(claim, an_attempt(status=500), retry_after_ms=70)])
+    await storage.settle([settle(claim, an_attempt(status=500), retry_after_ms=70, next_id=next_id)])
     assert woken == [NOW + 40, NOW + 75]
     (claim,) = await take(storage, now=NOW + 40)
     await storage.settle([released(claim, now=NOW + 41)])
@@ -411,6 +474,19 @@ async def test_depths_are_right_again_after_a_restart(
     stats = await storage.stats()
     assert (stats.live, stats.dead_letters) == (2, 1)
     assert await (await reopen()).stats() == stats
+
+
+async def test_ids_go_on_above_messages_and_dead_letters(
+    storage: Storage, reopen: Callable[[], Awaitable[Storage]]
+) -> None:
+    message = a_message(max_retries=0)
+    await fail(storage, *await start(storage, message), now=LATER)
+    (letter,) = await graves(storage)
+    assert letter.id > message.id
+    assert (await reopen()).last_id == letter.id
+    newer = a_message(id=MessageId(letter.id + 1))
+    await accept(storage := await reopen(), newer)
+    assert (await reopen()).last_id == newer.id
 
 
 async def test_history_goes_on_above_what_is_stored_when_the_clock_was_set_back(

@@ -19,14 +19,14 @@ from relay.domain.delivery import (
     released,
     settle,
 )
-from tests.builders import NOW, a_claim, a_message, an_attempt
+from tests.builders import NOW, a_claim, a_message, an_attempt, next_id
 
 MARKER = (("Upstash-NonRetryable-Error", "true"),)
 DAY_MS = 86_400_000
 
 
 def settled(claim: Claim, attempt: Attempt, *, retry_after_ms: int | None = None) -> Settlement:
-    return settle(claim, attempt, retry_after_ms=retry_after_ms)
+    return settle(claim, attempt, next_id=next_id, retry_after_ms=retry_after_ms)
 
 
 @pytest.mark.parametrize("status", [200, 201, 204, 299])
@@ -117,11 +117,13 @@ def test_a_cancellation_turns_a_failure_into_the_end_and_leaves_a_success(
 
 
 def test_a_lost_lease_alone_is_attempted_again() -> None:
-    assert lost(a_claim(lost_leases=MAX_LOST_LEASES - 1), now=NOW) is None
+    assert lost(a_claim(lost_leases=MAX_LOST_LEASES - 1), now=NOW, next_id=next_id) is None
 
 
 def test_too_many_lost_leases_are_a_failed_attempt_that_says_so() -> None:
-    settlement = lost(a_claim(a_message(max_retries=0), lost_leases=MAX_LOST_LEASES), now=NOW)
+    settlement = lost(
+        a_claim(a_message(max_retries=0), lost_leases=MAX_LOST_LEASES), now=NOW, next_id=next_id
+    )
     assert settlement is not None
     assert settlement.change is Change.FAILED
     assert settlement.attempt is not None
@@ -174,3 +176,4 @@ def test_every_outcome_ends_the_delivery_or_gives_it_a_time_within_a_day(
     else:
         assert settlement.due_at is None
         assert settlement.change.states[-1] in FINAL
+    assert (settlement.dead_letter_id is not None) == (settlement.change is Change.FAILED)

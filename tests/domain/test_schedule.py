@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from relay.domain.cron import Cron
+from relay.domain.errors import NotFound
 from relay.domain.message import Message, MessageId, Request, TenantId
 from relay.domain.publish import Draft
 from relay.domain.schedule import (
@@ -18,8 +19,9 @@ from relay.domain.schedule import (
     RunOutcome,
     Schedule,
     due_runs,
-    scheduled_message,
+    scheduled_messages,
 )
+from relay.domain.url_group import Endpoint, UrlGroup
 
 MINUTE = 60_000
 HOUR = 60 * MINUTE
@@ -326,7 +328,8 @@ def test_whatever_the_downtime_and_the_clock_each_tick_is_run_once_or_its_skip_i
 
 
 def message_of_run(draft: Draft) -> Message:
-    return scheduled_message(a_schedule(draft=draft), id=MessageId(7), now=NOON)
+    (message,) = scheduled_messages(a_schedule(draft=draft), next_id=lambda at: 7, now=NOON)
+    return message
 
 
 def test_a_run_is_a_message_of_the_draft_that_knows_its_schedule() -> None:
@@ -355,3 +358,33 @@ def test_the_delay_of_a_schedule_is_counted_from_each_run() -> None:
 )
 def test_no_run_is_taken_for_a_duplicate_of_the_one_before(draft: Draft) -> None:
     assert message_of_run(draft).dedup_key is None
+
+
+def test_a_run_to_a_url_group_is_a_message_to_each_endpoint_it_has_then() -> None:
+    schedule = a_schedule(
+        draft=Draft(request=Request(url="", body=b"tick"), url_group="group", deduplication_id="once")
+    )
+    group = UrlGroup(
+        tenant=TenantId(1),
+        name="group",
+        created_at=0,
+        updated_at=0,
+        endpoints=(Endpoint(url="https://a.example"), Endpoint(url="https://b.example", name="b")),
+    )
+    ids = iter((7, 8))
+    messages = scheduled_messages(schedule, group=group, next_id=lambda at: next(ids), now=NOON)
+    assert [(one.id, one.request.url, one.request.body) for one in messages] == [
+        (7, "https://a.example", b"tick"),
+        (8, "https://b.example", b"tick"),
+    ]
+    assert [(one.origin.url_group, one.origin.endpoint, one.origin.schedule_id) for one in messages] == [
+        ("group", None, "scd_1"),
+        ("group", "b", "scd_1"),
+    ]
+    assert [one.dedup_key for one in messages] == [None, None]
+
+
+def test_a_run_to_a_url_group_that_is_gone_is_refused_with_its_name() -> None:
+    schedule = a_schedule(draft=Draft(request=Request(url=""), url_group="group"))
+    with pytest.raises(NotFound, match='URL group "group" not found'):
+        scheduled_messages(schedule, group=None, next_id=lambda at: 7, now=NOON)

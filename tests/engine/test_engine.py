@@ -1,6 +1,7 @@
 """The engine against real storage, with a destination that does what each test says."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,16 +13,16 @@ from relay.clock import FakeClock
 from relay.config import Config
 from relay.domain.delivery import MAX_LOST_LEASES, Attempt, Change, Settlement, State, settle
 from relay.domain.errors import Unavailable
-from relay.domain.message import Message, MessageId, TenantId
+from relay.domain.message import Callback, Message, MessageId, TenantId
 from relay.domain.selection import Order, Selection
 from relay.engine.engine import Engine, Signs, Store
 from relay.engine.settler import Settler
-from relay.ids import text_of
+from relay.ids import Ids, dead_letter_text, text_of
 from relay.metrics import Metrics
 from relay.wire.outbound import Outgoing
 from storage.protocol import ClaimTerms, Storage, Work
 from storage.sqlite import open_sqlite
-from tests.builders import NOW, TENANT, a_claim, a_message, an_attempt
+from tests.builders import NOW, TENANT, a_claim, a_message, an_attempt, next_id
 from tests.engine.stepped import Faulty, Lines, storage_is_away
 
 _PATIENCE_S = 20
@@ -82,14 +83,16 @@ class Rig:
         self.clock = FakeClock(NOW)
         self.destination = Destination(self.clock)
         self.lines = Lines()
+        self.metrics = Metrics()
         self.engine = Engine(
             cast(Store, storage),
             sender=self.destination,
             signer=signer or Unsigned(),
             settings=config or Config(),
             clock=self.clock,
+            ids=Ids(),
             log=self.lines,
-            metrics=Metrics(),
+            metrics=self.metrics,
         )
 
     @asynccontextmanager
@@ -195,6 +198,59 @@ async def test_the_destination_decides_when_it_is_asked_again(rig: Rig) -> None:
         if event.change is Change.RETRIED
     ]
     assert retried.next_at == NOW + 30_000
+
+
+async def test_the_outcome_of_every_attempt_is_delivered_to_the_callback(rig: Rig) -> None:
+    rig.destination.status = 500
+    message = a_message(
+        max_retries=1,
+        retry_delay="5000",
+        callback=Callback(url="https://example.com/callback", max_retries=0),
+        failure_callback=Callback(url="https://example.com/failed", max_retries=0),
+    )
+    async with rig.running():
+        await rig.engine.publish([message])
+        await rig.until(lambda: len(rig.destination.requests) == 2)
+        await rig.settled()
+        rig.clock.advance(5_000)
+        await rig.until(lambda: len(rig.destination.requests) == 5)
+        await rig.settled()
+    paths = [request.head.split(b" ")[1] for request in rig.destination.requests]
+    assert paths == [b"/hook", b"/callback", b"/hook", b"/callback", b"/failed"]
+    told = [json.loads(request.head.partition(b"\r\n\r\n")[2]) for request in rig.destination.requests[1::3]]
+    assert [report["sourceMessageId"] for report in told] == [text_of("msg_", message.id)] * 2
+    letters = await rig.storage.dead_letters(
+        TENANT, Selection(message_ids=(message.id,)), order=Order.EARLIEST_FIRST, start=None, limit=10
+    )
+    assert [dead_letter_text(letter.id) for letter in letters] == [told[1]["dlqId"]]
+    assert rig.metrics.registry.get_sample_value("relay_messages_published_total") == 4
+
+
+async def test_no_callback_holds_more_of_a_body_than_a_message_may_have(storage: Storage) -> None:
+    rig = Rig(storage, Config(max_message_bytes=3))
+    message = a_message(body=b"hello", callback=Callback(url="https://example.com/callback"))
+    async with rig.running():
+        await rig.engine.publish([message])
+        await rig.until(lambda: len(rig.destination.requests) == 2)
+        await rig.settled()
+    assert b'"sourceBody":"aGVs"' in rig.destination.requests[1].head
+
+
+async def test_callbacks_outlive_a_storage_that_is_away_and_come_once(storage: Storage) -> None:
+    faulty = Faulty(storage)
+    rig = Rig(_WithHint(faulty, storage))
+    async with rig.running():
+        # The commit goes through, the answer is lost: the settlement is repeated.
+        faulty.after = _only("settle", storage_is_away)
+        await rig.engine.publish([a_message(callback=Callback(url="https://example.com/callback"))])
+        await rig.until(lambda: len(rig.lines.named("settler.waiting")) > 0)
+        faulty.after = _nothing_wrong
+        while len(rig.destination.requests) < 2 or rig.engine.in_flight:
+            rig.clock.advance(100)
+            await _let_loops_run()
+    assert len(rig.destination.requests) == 2
+    (refused,) = rig.lines.named("settlement.refused")
+    assert refused["count"] == 1
 
 
 async def test_what_waits_is_not_overtaken_by_what_is_published_later(storage: Storage) -> None:
@@ -430,7 +486,7 @@ async def test_a_draining_engine_still_accepts_but_starts_nothing(rig: Rig) -> N
 
 
 async def test_one_settlement_that_storage_cannot_digest_does_not_hold_up_its_neighbours(rig: Rig) -> None:
-    poison, good = (settle(a_claim(), an_attempt()) for _ in range(2))
+    poison, good = (settle(a_claim(), an_attempt(), next_id=next_id) for _ in range(2))
 
     class Indigestible:
         written: ClassVar[list[Settlement]] = []

@@ -13,7 +13,7 @@ from relay.engine.janitor import Janitor
 from relay.metrics import Metrics
 from storage.protocol import Archive, ClaimTerms, Storage
 from storage.sqlite import open_sqlite
-from tests.builders import NOW, TENANT, a_message, an_attempt
+from tests.builders import NOW, TENANT, a_message, an_attempt, next_id
 from tests.engine.stepped import Faulty, Lines, SteppedClock, running, storage_is_away
 
 SECOND = 1_000
@@ -65,7 +65,7 @@ async def finish(storage: Storage, *messages: Message, status: int = 200) -> Non
     await storage.publish(messages, now=NOW)
     claimed = await storage.claim(ClaimTerms(limit=len(messages), lease_ms=30_000), now=NOW)
     attempt = an_attempt(started_at=NOW, ended_at=NOW, status=status)
-    await storage.settle([settle(claim, attempt) for claim in claimed.claims])
+    await storage.settle([settle(claim, attempt, next_id=next_id) for claim in claimed.claims])
 
 
 async def exists(storage: Storage, message: Message) -> bool:

@@ -12,12 +12,13 @@ from relay.domain.errors import Unavailable
 from relay.domain.message import Request, TenantId
 from relay.domain.publish import Draft
 from relay.domain.schedule import CatchUp, Overlap, Run, RunOutcome, Schedule
+from relay.domain.url_group import Endpoint, EndpointRef
 from relay.engine.scheduler import Scheduler
 from relay.ids import Ids, text_of
 from relay.metrics import Metrics
 from storage.protocol import ClaimTerms, Firing, Schedules, ScheduleView, Storage
 from storage.sqlite import open_sqlite
-from tests.builders import NOW, OTHER_TENANT, TENANT, an_attempt
+from tests.builders import NOW, OTHER_TENANT, TENANT, an_attempt, next_id
 from tests.engine.stepped import Faulty, Lines, SteppedClock, running, storage_is_away
 
 SECOND = 1_000
@@ -41,7 +42,9 @@ async def storage(tmp_path: Path) -> AsyncIterator[Storage]:
 class Bench:
     """A scheduler on a clock of its own, with its log and metrics."""
 
-    def __init__(self, storage: object, *, node: int = 0, now: int = NOW, grace_ms: int = DAY) -> None:
+    def __init__(
+        self, storage: object, *, node: int = 0, now: int = NOW, grace_ms: int = DAY, max_bytes: int = 1000
+    ) -> None:
         self.clock = SteppedClock(now)
         self.lines = Lines()
         self.metrics = Metrics()
@@ -52,6 +55,7 @@ class Bench:
             log=self.lines,
             metrics=self.metrics,
             grace_ms=grace_ms,
+            max_bytes=max_bytes,
             random=random.Random(7).random,
         )
 
@@ -69,13 +73,14 @@ async def put(
     catch_up: CatchUp = CatchUp.LAST,
     overlap: Overlap = Overlap.ALLOW,
     delay_ms: int | None = None,
+    draft: Draft | None = None,
 ) -> Schedule:
     stored = await storage.put_schedule(
         Schedule(
             tenant=tenant,
             id=id,
             cron=cron,
-            draft=Draft(request=Request(url=f"https://example.com/{id}"), delay_ms=delay_ms),
+            draft=draft or Draft(request=Request(url=f"https://example.com/{id}"), delay_ms=delay_ms),
             created_at=NOW,
             revision=1,
             catch_up=catch_up,
@@ -306,7 +311,7 @@ async def test_overlap_skip_waits_for_the_run_before_to_be_finished(storage: Sto
         await bench.clock.step(MINUTE)
         await bench.clock.step(MINUTE)
         [claim] = (await storage.claim(ClaimTerms(limit=10, lease_ms=30_000), now=FIRST + MINUTE)).claims
-        await storage.settle([settle(claim, an_attempt(started_at=FIRST + MINUTE))])
+        await storage.settle([settle(claim, an_attempt(started_at=FIRST + MINUTE), next_id=next_id)])
         await bench.clock.step(MINUTE)
         assert [(run.tick_at, run.outcome) for run in await runs(storage)] == [
             (FIRST, RunOutcome.FIRED),
@@ -568,3 +573,84 @@ async def test_it_stops_in_the_middle_of_a_sleep(storage: Storage) -> None:
         await bench.clock.asleep()
         stopping.set()
     assert bench.clock.now() == NOW
+
+
+# --- URL groups ------------------------------------------------------------------------------------------------
+
+TO_GROUP = Draft(request=Request(url="", body=b"0123456789"), url_group="group")
+
+
+async def put_group(storage: Storage, *hosts: str) -> None:
+    endpoints = [Endpoint(url=f"https://{host}.example") for host in hosts]
+    assert await storage.put_endpoints(TENANT, "group", endpoints, max_groups=9, max_endpoints=99, now=NOW)
+
+
+async def urls(storage: Storage) -> list[str]:
+    claimed = await storage.claim(ClaimTerms(limit=1000, lease_ms=1_000), now=NOW + DAY)
+    return sorted(claim.message.request.url for claim in claimed.claims)
+
+
+async def test_a_tick_goes_to_the_endpoints_the_group_has_at_that_moment(storage: Storage) -> None:
+    await put_group(storage, "a", "b")
+    await put(storage, draft=TO_GROUP)
+    bench = Bench(storage)
+    async with running(bench.scheduler):
+        await bench.clock.step(MINUTE)
+        (first,) = await runs(storage)
+        assert set((await view(storage)).last_states) == set(first.message_ids)
+        assert await urls(storage) == ["https://a.example", "https://b.example"]
+        await storage.remove_endpoints(TENANT, "group", [EndpointRef(url="https://a.example")], now=NOW)
+        await put_group(storage, "c")
+        await bench.clock.step(MINUTE)
+    assert await urls(storage) == ["https://b.example", "https://c.example"]
+    assert [len(run.message_ids) for run in await runs(storage)] == [2, 2]
+    assert (await view(storage)).schedule.error is None
+
+
+async def test_a_tick_to_a_group_that_is_gone_fails_with_its_name_and_the_next_one_is_tried(
+    storage: Storage,
+) -> None:
+    await put(storage, draft=TO_GROUP)
+    await put(storage, "other")
+    bench = Bench(storage)
+    async with running(bench.scheduler):
+        await bench.clock.step(MINUTE)
+        assert [run.outcome for run in await runs(storage)] == [RunOutcome.FAILED]
+        assert (await view(storage)).schedule.error == 'URL group "group" not found'
+        assert await fired(storage, "other") == [FIRST]
+        assert bench.lines.named("schedule.broke") == []
+        await put_group(storage, "a")
+        await bench.clock.step(MINUTE)
+    assert [run.outcome for run in await runs(storage)] == [RunOutcome.FAILED, RunOutcome.FIRED]
+    assert (await view(storage)).schedule.error is None
+
+
+async def test_another_accounts_group_of_that_name_is_none(storage: Storage) -> None:
+    await storage.put_endpoints(
+        OTHER_TENANT,
+        "group",
+        [Endpoint(url="https://theirs.example")],
+        max_groups=1,
+        max_endpoints=1,
+        now=NOW,
+    )
+    await put(storage, draft=TO_GROUP)
+    bench = Bench(storage)
+    async with running(bench.scheduler):
+        await bench.clock.step(MINUTE)
+    assert [run.outcome for run in await runs(storage)] == [RunOutcome.FAILED]
+
+
+async def test_no_firing_to_a_group_is_larger_than_its_bound(storage: Storage) -> None:
+    await put_group(storage, "a", "b", "c")
+    await put(storage, draft=TO_GROUP, catch_up=CatchUp.ALL)
+    bench = Bench(storage, now=NOW + 3 * MINUTE, max_bytes=60)
+    async with running(bench.scheduler):
+        await bench.clock.asleep()
+    assert [run.outcome for run in await runs(storage)] == [
+        RunOutcome.FIRED,
+        RunOutcome.FIRED,
+        RunOutcome.FAILED,
+    ]
+    error = (await view(storage)).schedule.error
+    assert error == "the body, once for each endpoint of group, is larger than the limit of 60 bytes"

@@ -13,10 +13,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 URL = "https://example.com"
 
 PUBLISHES: list[tuple[str, dict[str, Any]]] = [
-    ("Upstash-Callback", {"callback": URL}),
-    ("Upstash-Failure-Callback", {"failure_callback": URL}),
-    ("Upstash-Callback-Retries", {"callback_headers": {"Retries": "1"}}),
-    ("Upstash-Failure-Callback-Retries", {"failure_callback_headers": {"Retries": "1"}}),
     ("Upstash-Flow-Control-Key", {"flow_control": {"key": "k", "parallelism": 1}}),
 ]
 
@@ -30,14 +26,6 @@ CALLS: list[tuple[str, Callable[[AsyncQStash], Awaitable[object]]]] = [
     ("/v2/enqueue", lambda client: client.message.enqueue(queue="q", url=URL)),
     ("/v2/enqueue", lambda client: client.message.enqueue_json(queue="q", url=URL, body={})),
     ("queue", lambda client: client.message.batch([{"url": URL, "queue": "q"}])),
-    ("/v2/topics", lambda client: client.url_group.upsert_endpoints("g", [{"url": URL}])),
-    ("/v2/topics", lambda client: client.url_group.remove_endpoints("g", [{"url": URL}])),
-    ("/v2/topics", lambda client: client.url_group.get("g")),
-    ("/v2/topics", lambda client: client.url_group.list()),
-    ("/v2/topics", lambda client: client.url_group.delete("g")),
-    ("URL groups", lambda client: client.message.publish(url_group="g")),
-    ("URL groups", lambda client: client.message.batch([{"url_group": "g"}])),
-    ("URL groups", lambda client: client.schedule.create(destination="g", cron="@daily")),
     ("/v2/flowControl", lambda client: client.flow_control.get("k")),
     ("/v2/flowControl", lambda client: client.flow_control.pause("k")),
     ("/v2/flowControl", lambda client: client.flow_control.resume("k")),

@@ -29,7 +29,7 @@ def draft_of(
 ) -> Draft:
     return parse_draft(
         pairs(headers),
-        url=url,
+        to=url,
         body=body,
         caller_ip=caller_ip,
         now=NOW,
@@ -49,7 +49,7 @@ def schedule_of(
 ) -> ScheduleRequest:
     return parse_schedule(
         pairs(headers),
-        url="https://example.com/hook",
+        to="https://example.com/hook",
         body=b"tick",
         caller_ip=None,
         now=NOW,

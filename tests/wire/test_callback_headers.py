@@ -223,8 +223,9 @@ def test_a_schedule_may_name_a_queue_and_a_publish_may_not() -> None:
 
 
 def test_every_feature_can_be_offered_on_its_own() -> None:
-    headers = {"Upstash-Callback": URL}
-    assert draft_of(headers, not_offered=NOT_OFFERED - {"callbacks"}).callback == Callback(url=URL)
-    for feature in NOT_OFFERED - {"callbacks"}:
+    headers = {"Upstash-Flow-Control-Key": "k", "Upstash-Flow-Control-Value": "rate=1"}
+    flow = FlowControl(key="k", rate=1)
+    assert draft_of(headers, not_offered=NOT_OFFERED - {"flow control"}).flow == flow
+    for feature in NOT_OFFERED - {"flow control"}:
         with pytest.raises(Invalid, match="is not offered"):
             draft_of(headers, not_offered=NOT_OFFERED - {feature})

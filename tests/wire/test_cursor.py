@@ -3,14 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.domain.errors import Invalid
-from relay.wire.cursor import (
-    Cursor,
-    dead_letter_number,
-    dead_letter_text,
-    log_cursor,
-    parse_dead_letter_cursor,
-    parse_log_cursor,
-)
+from relay.ids import dead_letter_number, dead_letter_text
+from relay.wire.cursor import Cursor, log_cursor, parse_dead_letter_cursor, parse_log_cursor
 
 LARGEST = (1 << 63) - 1
 

@@ -1,7 +1,8 @@
 import pytest
 
 from relay.domain.errors import Invalid
-from relay.wire.headers import MAX_FORWARDED_LENGTH, canonical
+from relay.domain.fields import canonical
+from relay.wire.headers import MAX_FORWARDED_LENGTH
 from tests.wire.drafts import Given, draft_of
 
 NEVER = [

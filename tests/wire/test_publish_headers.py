@@ -113,10 +113,10 @@ def test_a_setting_is_read(name: str, value: str, read: Callable[[Draft], object
         ("Relay-Schedule-Catch-Up", "last", "cannot be used with a publish"),
         ("Relay-Schedule-Overlap", "skip", "cannot be used with a publish"),
         ("Relay-Anything", "x", "is not a header the relay knows"),
-        ("Upstash-Callback", "https://example.com/cb", "is not offered by this version"),
-        ("Upstash-Callback-Retries", "1", "is not offered by this version"),
-        ("Upstash-Failure-Callback", "https://example.com/cb", "is not offered by this version"),
-        ("Upstash-Failure-Callback-Forward-X", "1", "is not offered by this version"),
+        ("Upstash-Callback", "example.com/cb", "does not begin with http"),
+        ("Upstash-Callback-Retries", "1", "needs Upstash-Callback, the URL"),
+        ("Upstash-Failure-Callback", "a-group", "does not begin with http"),
+        ("Upstash-Failure-Callback-Forward-X", "1", "needs Upstash-Failure-Callback, the URL"),
         ("Upstash-Flow-Control-Key", "k", "is not offered by this version"),
         ("Upstash-Flow-Control-Value", "rate=1", "is not offered by this version"),
         ("Upstash-Queue-Name", "q", "is not offered by this version"),
@@ -291,7 +291,7 @@ HEADERS = st.lists(st.tuples(NAMES, VALUES), max_size=8)
 def test_any_headers_give_a_draft_that_can_be_stored_or_are_refused_by_name(
     headers: list[tuple[str, str]], config: list[tuple[str, str]], offered: bool
 ) -> None:
-    not_offered = frozenset({"callbacks", "flow control"}) if offered else frozenset[str]()
+    not_offered = frozenset({"flow control"}) if offered else frozenset[str]()
     try:
         draft = draft_of(headers, config=config, not_offered=not_offered, authorization_is_ours=False)
     except Invalid as refused:

@@ -121,7 +121,7 @@ def test_settings_of_the_retry_can_come_with_the_query() -> None:
         ("Upstash-Content-Based-Deduplication", "cannot be used with a retry of dead letters"),
         ("Upstash-Header-Forward", "cannot be used with a retry of dead letters"),
         ("Upstash-Cron", "cannot be used with a retry of dead letters"),
-        ("Upstash-Callback", "is not offered by this version"),
+        ("Upstash-Callback", "does not begin with http"),
         ("Upstash-Retries", "is not a whole number"),
         ("Relay-X", "is not a header the relay knows"),
     ],

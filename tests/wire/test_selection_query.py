@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from relay.domain.delivery import State
 from relay.domain.errors import Invalid
 from relay.domain.selection import Order, Selection
-from relay.ids import text_of
-from relay.wire.cursor import Cursor, dead_letter_text
+from relay.ids import dead_letter_text, text_of
+from relay.wire.cursor import Cursor
 from relay.wire.selection import MAX_VALUES, Endpoint, Page, select
 
 CANCEL, LIST, TAKE, LOGS = (

@@ -75,7 +75,7 @@ CREATE TABLE deliveries (
 );
 CREATE INDEX deliveries_due ON deliveries (due_at, id) WHERE due_at IS NOT NULL;
 
--- History, one row for each change; a dead letter has the position of the change that made it as its id.
+-- History, one row for each change.
 CREATE TABLE events (
     tenant bigint NOT NULL,
     position bigint NOT NULL,

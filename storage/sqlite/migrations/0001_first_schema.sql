@@ -59,7 +59,7 @@ CREATE TABLE deliveries (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX deliveries_due ON deliveries (due_at) WHERE due_at IS NOT NULL;
 
--- History, one row for each change; a dead letter has the position of the change that made it as its id.
+-- History, one row for each change.
 CREATE TABLE events (
     tenant INTEGER NOT NULL,
     position INTEGER NOT NULL,
