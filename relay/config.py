@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
+from urllib.parse import urlsplit
 
 from relay.domain.duration import parse_duration
 from relay.domain.tenant import Limits
@@ -19,6 +20,11 @@ Network = IPv4Network | IPv6Network
 PREFIX = "RELAY_"
 #: Settings of the test suite share the prefix and are none of ours.
 _FOREIGN = "RELAY_TEST_"
+#: So do the variables by which Kubernetes tells every pod of a service that is named relay.
+_SERVICE_LINK = re.compile(
+    r"RELAY_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_VISIBLE = re.compile(r"[!-~]+")
 
 
 class ConfigError(Exception):
@@ -29,7 +35,39 @@ def _text(value: str) -> str:
     return value
 
 
+def _visible(value: str) -> str:
+    if not _VISIBLE.fullmatch(value):
+        raise ValueError("it must be visible ASCII characters without blanks")
+    return value
+
+
+def database_url(value: str) -> str:
+    """A URL of the shape of one that can be opened. The errors do not repeat it: it may hold a password."""
+    if value.startswith("sqlite:"):
+        if value != "sqlite://" and not re.match("sqlite:///+[^/]", value):
+            raise ValueError(
+                "sqlite: is followed by three slashes and a relative path, as in sqlite:///relay.db, or by four"
+                " and an absolute one, as in sqlite:////var/lib/relay/relay.db"
+            )
+    elif value.startswith(("postgresql:", "postgres:")):
+        try:
+            urlsplit(value).port  # noqa: B018 - a port that is none is found when it is asked for
+        except ValueError:
+            raise ValueError("it must be like postgresql://user:password@host:5432/database") from None
+    else:
+        raise ValueError(
+            "it must name a database this relay can open, such as sqlite:///relay.db or"
+            " postgresql://user:password@host/database"
+        )
+    return value
+
+
 def _port(value: str) -> int:
+    if "://" in value:
+        raise ValueError(
+            f'"{value}" is what Kubernetes sets for a service that is named relay (a service link); set'
+            " enableServiceLinks: false for the pod, or give it a port of its own"
+        )
     number = _count(value)
     if number > 65_535:
         raise ValueError("a port is a number from 0 to 65535")
@@ -75,13 +113,13 @@ def _networks(value: str) -> tuple[Network, ...]:
 
 
 def _token(value: str) -> str:
-    if len(value) < 8 or not re.fullmatch(r"[!-~]+", value):
+    if len(value) < 8 or not _VISIBLE.fullmatch(value):
         raise ValueError("a token is at least 8 visible ASCII characters without blanks")
     return value
 
 
 def _key(value: str) -> str:
-    if len(value) < 8 or not re.fullmatch(r"[!-~]+", value):
+    if len(value) < 8 or not _VISIBLE.fullmatch(value):
         raise ValueError("a signing key is at least 8 visible ASCII characters without blanks")
     return value
 
@@ -105,6 +143,13 @@ def _lease(value: str) -> int:
     return parsed
 
 
+def _log_retention(value: str) -> int:
+    parsed = _duration(value)
+    if parsed < 600_000:
+        raise ValueError("it must be at least 10m")
+    return parsed
+
+
 def _setting(default: Any, parse: Callable[[str], Any], example: str, reason: str) -> Any:
     return dataclasses.field(default=default, metadata={"parse": parse, "example": example, "reason": reason})
 
@@ -125,7 +170,7 @@ class Config:
     )
     database_url: str = _setting(
         "sqlite:///relay.db",
-        _text,
+        database_url,
         "sqlite:////var/lib/relay/relay.db",
         "Where messages live. Three slashes: relative to the working directory; four: absolute. Several relays"
         " share postgresql://user:password@host/database; ?pooler=transaction goes through a pgbouncer in"
@@ -206,7 +251,7 @@ class Config:
     )
     log_retention_ms: int = _setting(
         14 * 86_400_000,
-        _duration,
+        _log_retention,
         "14d",
         "How long history and finished messages stay readable (at least 10m).",
     )
@@ -215,7 +260,7 @@ class Config:
         86_400_000, _duration, "24h", "How late a missed run of a schedule may still be caught up."
     )
     region: str = _setting(
-        "EU-CENTRAL-1", _text, "EU-CENTRAL-1", "What deliveries say in their upstash-region header."
+        "EU-CENTRAL-1", _visible, "EU-CENTRAL-1", "What deliveries say in their upstash-region header."
     )
     log_format: str = _setting("json", _log_format, "json", "json for machines, text for people.")
 
@@ -257,6 +302,8 @@ def load(
     for variable, value in environment.items():
         if not variable.startswith(PREFIX) or variable.startswith(_FOREIGN):
             continue
+        if _SERVICE_LINK.fullmatch(variable):
+            continue
         if variable not in _VARIABLES:
             raise ConfigError(f"{variable} is not a setting of the relay; see deploy/relay.env.example")
         if value:
@@ -274,12 +321,19 @@ def load(
         raise ConfigError(
             "RELAY_CURRENT_SIGNING_KEY and RELAY_NEXT_SIGNING_KEY are set together or not at all"
         )
+    if config.current_signing_key is not None and config.current_signing_key == config.next_signing_key:
+        raise ConfigError("RELAY_CURRENT_SIGNING_KEY and RELAY_NEXT_SIGNING_KEY must differ")
     if config.token is not None and config.token == config.readonly_token:
         raise ConfigError("RELAY_TOKEN and RELAY_READONLY_TOKEN must differ")
     if config.workers > 1 and config.database_url.startswith("sqlite:"):
         raise ConfigError(
             f"{config.workers} workers need PostgreSQL (postgresql://...): a SQLite file has one writer, and a"
             " second one brought 0.96 times the throughput and longer waits when it was measured"
+        )
+    if config.max_in_flight_bytes < config.max_message_bytes:
+        raise ConfigError(
+            "RELAY_MAX_IN_FLIGHT_BYTES must not be smaller than RELAY_MAX_MESSAGE_BYTES: the largest message would"
+            " never be delivered"
         )
     if config.default_timeout_ms > config.max_timeout_ms:
         raise ConfigError("RELAY_DEFAULT_TIMEOUT must not be longer than RELAY_MAX_TIMEOUT")

@@ -13,7 +13,7 @@ import msgspec
 
 from relay.config import Config
 from relay.greeting import Mode
-from relay.main import clock_for, credentials_for, greet, hear_signals, logging_to, opened, url_of
+from relay.main import binding, clock_for, credentials_for, greet, hear_signals, logging_to, opened, url_of
 from relay.worker import Order
 from relay.workers import CannotStart, Workers
 
@@ -91,19 +91,21 @@ async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool
 
 @contextlib.contextmanager
 def reserved(host: str, port: int) -> Iterator[int]:
-    """Keep a port (0: a free one) for processes that will share it; raises `OSError` when somebody listens there.
+    """Keep a port (0: a free one) for processes that will share it; raises `ConfigError` when it cannot be had.
 
     The socket is bound and never listens, so that no connection ends up here.
     """
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    # One that is not shared finds out whether the port is in use; a shared one would join whoever shares it.
-    with socket.socket(family, kind, protocol) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(address)
-        address = probe.getsockname()
-    with socket.socket(family, kind, protocol) as shared:
-        shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        shared.bind(address)
+    with contextlib.ExitStack() as kept:
+        with binding(host, port):
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            # One that is not shared finds out whether the port is in use; a shared one would join another.
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+                address = probe.getsockname()
+            shared = kept.enter_context(socket.socket(family, kind, protocol))
+            shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            shared.bind(address)
         yield address[1]

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import random
 import resource
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +23,7 @@ from relay.api.bodies import Bodies
 from relay.api.connection import ApiRunner
 from relay.api.services import Services
 from relay.clock import Clock, SharedClock, SystemClock
-from relay.config import Config, ConfigError, load
+from relay.config import Config, ConfigError, database_url, load
 from relay.domain.errors import Unavailable
 from relay.engine.egress import Egress
 from relay.engine.engine import Engine
@@ -152,6 +154,24 @@ def url_of(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+@contextlib.contextmanager
+def binding(host: str, port: int) -> Iterator[None]:
+    """Say in one sentence why this address cannot be listened on; raises `ConfigError`."""
+    try:
+        yield
+    except (OSError, UnicodeError) as problem:
+        code = problem.errno if isinstance(problem, OSError) else None
+        if code == errno.EADDRINUSE:
+            reason = f"{host}:{port} is in use by another program; choose another with --port or RELAY_PORT"
+        elif code in (errno.EACCES, errno.EPERM):
+            reason = f"{host}:{port} needs privileges; choose another port with --port or RELAY_PORT"
+        elif code == errno.EADDRNOTAVAIL or isinstance(problem, (socket.gaierror, UnicodeError)):
+            reason = f'RELAY_HOST: "{host}" is not an address of this machine'
+        else:
+            reason = f"{host}:{port} cannot be listened on: {problem}"
+        raise ConfigError(reason) from None
+
+
 def migrate(flags: Mapping[str, str]) -> int:
     """Bring the database up to date, or create it; the exit status."""
 
@@ -232,15 +252,14 @@ async def open_storage(url: str, *, clock: Clock | None = None, migrate: bool = 
 
     A `SharedClock` is set, and kept, by the clock of a database that is shared.
     """
-    if url.startswith("sqlite:"):
-        return await open_sqlite(url, migrate=migrate)
+    try:
+        database_url(url)
+    except ValueError as problem:
+        raise ConfigError(f"the URL of the database: {problem}") from None
     if url.startswith(_POSTGRES):
         shared = clock if isinstance(clock, SharedClock) else None
         return await open_postgres(url, clock=shared, migrate=migrate)
-    raise ConfigError(
-        "the database URL is none this relay can open; "
-        "use for example sqlite:///relay.db or postgresql://user:password@host/database"
-    )
+    return await open_sqlite(url, migrate=migrate)
 
 
 class Relay:
@@ -339,7 +358,8 @@ class Relay:
             backlog=_BACKLOG,
             reuse_port=self._peers is not None,
         )
-        await site.start()
+        with binding(self._config.host, self._config.port):
+            await site.start()
         self._service.start()
         host, port = self._runner.addresses[0][:2]
         return url_of(host, port)

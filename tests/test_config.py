@@ -60,6 +60,17 @@ def test_networks_are_a_comma_separated_list() -> None:
         ("RELAY_TOKEN", "sixteen characters and blanks"),
         ("RELAY_LOG_FORMAT", "xml"),
         ("RELAY_COLOUR", "blue"),
+        ("RELAY_LOG_RETENTION", "599s"),
+        ("RELAY_REGION", "EU CENTRAL"),
+        ("RELAY_REGION", "Zürich"),
+        ("RELAY_REGION", "EU\r\nx: y"),
+        ("RELAY_DATABASE_URL", "sqlite://relay.db"),
+        ("RELAY_DATABASE_URL", "sqlite:relay.db"),
+        ("RELAY_DATABASE_URL", "sqlite:///"),
+        ("RELAY_DATABASE_URL", "mysql://host/db"),
+        ("RELAY_DATABASE_URL", "postgresql://host:none/db"),
+        ("RELAY_SERVICES", "2"),
+        ("RELAY_PORT_NUMBER", "8080"),
     ],
 )
 def test_a_wrong_value_is_refused_in_a_sentence_that_names_the_variable(variable: str, value: str) -> None:
@@ -79,11 +90,43 @@ def test_a_wrong_flag_is_named_as_it_was_given() -> None:
         {"RELAY_NEXT_SIGNING_KEY": "sig_0123456789abcdef"},
         {"RELAY_TOKEN": "0123456789abcdef", "RELAY_READONLY_TOKEN": "0123456789abcdef"},
         {"RELAY_DEFAULT_TIMEOUT": "2h", "RELAY_MAX_TIMEOUT": "1h"},
+        {"RELAY_MAX_IN_FLIGHT_BYTES": "512KiB"},
+        {"RELAY_MAX_MESSAGE_BYTES": "65MiB"},
+        {
+            "RELAY_CURRENT_SIGNING_KEY": "sig_0123456789abcdef",
+            "RELAY_NEXT_SIGNING_KEY": "sig_0123456789abcdef",
+        },
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(environment: dict[str, str]) -> None:
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="RELAY_"):
         load(environment)
+
+
+def test_the_service_links_of_kubernetes_are_no_settings() -> None:
+    links = {
+        "RELAY_SERVICE_HOST": "10.0.0.1",
+        "RELAY_SERVICE_PORT": "8080",
+        "RELAY_SERVICE_PORT_HTTP": "8080",
+        "RELAY_PORT_8080_TCP": "tcp://10.0.0.1:8080",
+        "RELAY_PORT_8080_TCP_PROTO": "tcp",
+        "RELAY_PORT_8080_TCP_PORT": "8080",
+        "RELAY_PORT_8080_TCP_ADDR": "10.0.0.1",
+    }
+    assert load(links) == Config()
+    with pytest.raises(ConfigError, match=r"RELAY_PORT: .*Kubernetes.*enableServiceLinks: false"):
+        load({**links, "RELAY_PORT": "tcp://10.0.0.1:8080"})
+
+
+def test_a_database_url_with_too_few_slashes_is_told_how_many_it_takes() -> None:
+    with pytest.raises(ConfigError, match=r"--database: .*three slashes.*four"):
+        load({}, flags={"database_url": "sqlite://relay.db"})
+
+
+def test_a_database_url_that_is_refused_is_not_repeated_with_its_password() -> None:
+    with pytest.raises(ConfigError) as refused:
+        load({"RELAY_DATABASE_URL": "mysql://me:secret@host/db"})
+    assert "secret" not in str(refused.value)
 
 
 def test_variables_of_others_and_of_the_test_suite_are_left_alone() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import socket
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -41,7 +42,24 @@ def test_a_wrong_setting_ends_the_start_with_one_sentence(capsys: pytest.Capture
     assert capsys.readouterr().err == "relay: --port: a port is a number from 0 to 65535\n"
 
 
-@pytest.mark.parametrize("url", ["mysql://host/db", "relay.db", ""])
+def test_a_port_in_use_ends_the_start_with_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main("dev", {"port": str(port)}) == 1
+    assert capsys.readouterr().err == (
+        f"relay: 127.0.0.1:{port} is in use by another program; choose another with --port or RELAY_PORT\n"
+    )
+
+
+@pytest.mark.parametrize("host", ["nonsense.invalid", "192.0.2.1", "a..b"])
+def test_a_host_that_is_another_machine_ends_the_start_with_one_sentence(
+    host: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main("dev", {"host": host, "port": "0"}) == 1
+    assert capsys.readouterr().err == f'relay: RELAY_HOST: "{host}" is not an address of this machine\n'
+
+
+@pytest.mark.parametrize("url", ["mysql://host/db", "relay.db", "sqlite://relay.db", ""])
 async def test_a_database_nobody_knows_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="database"):
         await open_storage(url)

@@ -252,9 +252,11 @@ async def connect(target: Target, session: Session) -> Connection:
         ) from None
     except Exception as error:
         reason = unavailable(error)
-        if reason is None:
-            raise
-        raise reason from error
+        if reason is not None:
+            raise reason from error
+        if isinstance(error, exceptions.PostgresError):
+            raise CannotOpen(f"the database refuses the relay: {error}") from None
+        raise
     return Connection(raw, target, session)
 
 

@@ -54,12 +54,10 @@ _SERVER = "SELECT current_setting('server_version_num')::integer, pg_is_in_recov
 
 async def _migrate(connection: Connection, target: Target) -> None:
     await connection.run(advisory_lock(target.schema, MIGRATIONS))
-    if not await _exists(connection, "to_regnamespace", target.schema):
+    if not await connection.rows("SELECT 1 FROM pg_namespace WHERE nspname = $1", target.schema):
         await connection.run(f"CREATE SCHEMA {target.schema}")
-    if not await _exists(connection, "to_regclass", f"{target.schema}.migrations"):
-        tables = await connection.rows(
-            "SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace($1) LIMIT 1", target.schema
-        )
+    tables = await _tables(connection, target)
+    if "migrations" not in tables:
         if tables:
             raise CannotOpen(f"the schema {target.schema} of the database belongs to another application")
         await connection.run(
@@ -74,13 +72,20 @@ async def _migrate(connection: Connection, target: Target) -> None:
 
 
 async def _applied(connection: Connection, target: Target) -> Collection[int]:
-    if not await _exists(connection, "to_regclass", f"{target.schema}.migrations"):
+    if "migrations" not in await _tables(connection, target):
         return ()
     return [row[0] for row in await connection.rows(f"SELECT version FROM {target.schema}.migrations")]
 
 
-async def _exists(connection: Connection, function: str, name: str) -> bool:
-    return bool((await connection.rows(f"SELECT {function}($1) IS NOT NULL", name))[0][0])
+async def _tables(connection: Connection, target: Target) -> Collection[str]:
+    """Asked of the catalog's tables: functions like `to_regclass` answer from a cache that waiting for an advisory
+    lock does not refresh."""
+    rows = await connection.rows(
+        "SELECT relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = $1 AND c.relkind IN ('r', 'p')",
+        target.schema,
+    )
+    return [row[0] for row in rows]
 
 
 def _signed(number: int) -> int:

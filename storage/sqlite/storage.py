@@ -1,6 +1,7 @@
 """SQLite as the storage of one relay process: a grouped writer, a few readers, one locked file."""
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -77,7 +78,7 @@ async def open_sqlite(url: str, *, node: int = 0, migrate: bool = True) -> "Sqli
         temporary = tempfile.TemporaryDirectory(prefix="relay-", ignore_cleanup_errors=True)
         path = Path(temporary.name) / "relay.db"
     else:
-        path = Path(url.removeprefix("sqlite:///"))
+        path = _file_of(url)
     lock = None
     try:
         lock = _lock(path)
@@ -461,11 +462,24 @@ def _oldest_due() -> Script[int | None]:
     return rows[0][0] if rows else None
 
 
+def _file_of(url: str) -> Path:
+    """The file itself: whoever comes by a symbolic link must find the same lock."""
+    return Path(os.path.realpath(url.removeprefix("sqlite:///")))
+
+
 def _lock(path: Path) -> int:
     """Hold `<file>.lock` for as long as this process uses the file: one file has one writing process.
 
-    The kernel lets go when the process ends, however it ends. Command-line readers need no lock.
+    The kernel lets go when the process ends, however it ends. Command-line readers need no lock. `path` has no
+    symbolic links; a file that has a second name is refused, because each name has its own lock and its own
+    write-ahead log.
     """
+    with contextlib.suppress(OSError):
+        if (names := path.stat().st_nlink) > 1:
+            raise CannotOpen(
+                f"{path} is one of {names} hard links to the same file; a database with more than one name loses"
+                " messages, so remove the others or copy the file"
+            )
     try:
         lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:

@@ -15,7 +15,6 @@ from asyncpg import exceptions
 
 from relay.clock import SharedClock, SystemClock
 from relay.domain.errors import Unavailable
-from storage.migrate import migrations_of
 from storage.postgres import driver, open_postgres
 from storage.postgres.connections import Pool, Server
 from storage.postgres.driver import Conflict, Connection, Rejected, Session, target_of
@@ -140,15 +139,21 @@ def test_a_server_that_is_too_old_is_named() -> None:
     assert driver.version_problem(13) == "PostgreSQL 13 is too old: 14 or newer is needed"
 
 
-async def test_two_that_open_a_fresh_database_at_once_migrate_it_once(url: str, database: Any) -> None:
-    opened = await asyncio.gather(*(open_postgres(url) for _ in range(4)))
-    rows = await database.fetch("SELECT version, name FROM migrations ORDER BY version")
-    assert [tuple(row) for row in rows] == [
-        (migration.version, migration.name) for migration in migrations_of("storage.postgres")
-    ]
+@pytest.mark.parametrize("pooler", ["", "transaction"])
+async def test_processes_that_open_a_fresh_database_at_once_migrate_it_once(
+    url: str, database: Any, pooler: str
+) -> None:
+    opened = await asyncio.gather(*(open_postgres(f"{url}&pooler={pooler}") for _ in range(6)))
+    versions = [row[0] for row in await database.fetch("SELECT version FROM migrations ORDER BY applied_at")]
+    assert versions == list(range(1, len(versions) + 1))
     await accept(opened[0], a_message())
     assert len(await take(opened[3])) == 1
     await asyncio.gather(*(storage.close() for storage in opened))
+
+
+async def test_a_setting_that_the_server_does_not_know_is_named(url: str) -> None:
+    with pytest.raises(CannotOpen, match=r"the database refuses the relay: .*no_such_setting"):
+        await open_postgres(f"{url}&no_such_setting=1")
 
 
 async def test_a_schema_of_a_newer_relay_is_refused(

@@ -40,6 +40,32 @@ async def test_a_second_relay_on_one_file_is_refused_until_the_first_is_gone(pat
     await second.close()
 
 
+@pytest.mark.parametrize("directory", [False, True])
+async def test_a_symbolic_link_is_no_way_to_a_second_relay_on_one_file(path: Path, directory: bool) -> None:
+    link = path.parent / "link"
+    link.symlink_to(path.parent if directory else path)
+    by_link = link / path.name if directory else link
+    first = await open_sqlite(str(by_link))
+    with pytest.raises(CannotOpen, match=r"relay\.db is in use by another relay process"):
+        await open_sqlite(str(path))
+    await first.close()
+    second = await open_sqlite(str(path))
+    with pytest.raises(CannotOpen, match=r"relay\.db is in use by another relay process"):
+        await open_sqlite(str(by_link))
+    await second.close()
+
+
+async def test_a_file_with_a_second_name_is_refused_under_both_until_it_has_one(path: Path) -> None:
+    await (await open_sqlite(str(path))).close()
+    other = path.parent / "other.db"
+    other.hardlink_to(path)
+    for name in (path, other):
+        with pytest.raises(CannotOpen, match=f"{name.name} is one of 2 hard links to the same file"):
+            await open_sqlite(str(name))
+    path.unlink()
+    await (await open_sqlite(str(other))).close()
+
+
 async def test_another_process_may_read_while_the_relay_runs(path: Path) -> None:
     storage = await open_sqlite(str(path))
     await accept(storage, a_message())
