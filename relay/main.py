@@ -199,7 +199,11 @@ def copy(
     async def program() -> int:
         if source_url == target_url:
             raise CannotCopy("the source and the target are the same database")
-        async with _whole(_existing(source_url)) as source, _whole(_lasting(target_url)) as target:
+        # The source is left as it is: not even its schema is brought up to date.
+        async with (
+            _whole(_existing(source_url), migrate=False) as source,
+            _whole(_lasting(target_url), migrate=True) as target,
+        ):
             copied = await copy_all(source, target, name=_named(source_url), progress=progress)
         show(copied)
         return 0 if all(one.source == one.target for one in copied) else 1
@@ -208,8 +212,8 @@ def copy(
 
 
 @contextlib.asynccontextmanager
-async def _whole(url: str) -> AsyncIterator[Storage]:
-    storage = await open_storage(url)
+async def _whole(url: str, *, migrate: bool) -> AsyncIterator[Storage]:
+    storage = await open_storage(url, migrate=migrate)
     try:
         yield storage
     finally:

@@ -15,6 +15,11 @@ SYSTEM_CORE = _AVAILABLE[0]
 LOAD_CORE = _AVAILABLE[min(1, len(_AVAILABLE) - 1)]
 
 
+def cores() -> list[int]:
+    """Those this program may use."""
+    return _AVAILABLE
+
+
 @contextmanager
 def on_core(core: int) -> Iterator[None]:
     """Run the calling thread, and whatever it starts meanwhile, on this core."""

@@ -435,6 +435,38 @@ async def test_a_drain_waits_for_what_is_in_flight(rig: Rig) -> None:
         assert await rig.states(message.id) == [State.CREATED, State.ACTIVE, State.DELIVERED]
 
 
+@pytest.mark.parametrize("verb", ["publish", "claim"])
+async def test_a_drain_waits_for_leases_that_are_on_their_way_from_storage(
+    storage: Storage, verb: str
+) -> None:
+    faulty = Faulty(storage)
+    rig = Rig(_WithHint(faulty, storage))
+    committed, release = asyncio.Event(), asyncio.Event()
+
+    async def hold(called: str, *args: object) -> None:
+        if called == verb:
+            committed.set()
+            await release.wait()
+
+    async with rig.running():
+        message = a_message()
+        faulty.after = hold
+        publishing = None
+        if verb == "publish":
+            publishing = asyncio.create_task(rig.engine.publish([message]))
+        else:
+            await storage.publish([message], now=NOW)
+        await committed.wait()
+        drained = asyncio.create_task(rig.engine.drain(NOW + 10_000))
+        await _let_loops_run()
+        assert not drained.done()
+        release.set()
+        await drained
+        if publishing is not None:
+            await publishing
+        assert await rig.states(message.id) == [State.CREATED, State.ACTIVE, State.DELIVERED]
+
+
 async def test_what_a_drain_cuts_short_is_handed_back_due_at_once_without_spending_a_try(rig: Rig) -> None:
     rig.destination.answer = lambda: _wait(asyncio.Event())
     async with rig.running():

@@ -126,6 +126,13 @@ def test_what_cannot_be_copied_is_refused_in_one_sentence(
     assert sorted(path.name for path in tmp_path.glob("*.db")) == ["a.db"]
 
 
+def test_a_source_that_is_not_there_or_not_up_to_date_is_not_made(tmp_path: Path) -> None:
+    refused = relay_copy(tmp_path, postgres_server.url(), "sqlite:///b.db")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "run relay migrate" in refused.stderr
+    assert not (tmp_path / "b.db").exists()
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

@@ -122,6 +122,8 @@ def test_nodes_are_replaced_one_after_the_other_and_nothing_is_lost(tmp_path: Pa
         "RELAY_DATABASE_URL": postgres_server.url(),
         "RELAY_TOKEN": TOKEN,
         "RELAY_ALLOW_NETWORKS": "127.0.0.0/8",
+        # Nothing may have to wait until the lease of a node that was stopped runs out.
+        "RELAY_LEASE": "10m",
     }
 
     with ExitStack() as stack:
