@@ -18,7 +18,8 @@ OpenEndpoint = Callable[[Services], Awaitable[Answer]]
 
 
 class Access(Enum):
-    """What a token must be good for; a read-only one is refused where something may change."""
+    """What a token must be good for; a read-only one is refused where something may change, and where
+    the signing keys are told: whoever has them can sign."""
 
     READ = "read"
     WRITE = "write"
@@ -66,7 +67,7 @@ ROUTES = (
     Route("DELETE", "/v2/dlq/{dlq_id}", WRITE, dlq.delete),
     Route("GET", "/v2/events", READ, logs.events),
     Route("GET", "/v2/logs", READ, logs.logs),
-    Route("GET", "/v2/keys", READ, keys.show),
+    Route("GET", "/v2/keys", WRITE, keys.show),
     Route("POST", "/v2/keys/rotate", WRITE, keys.rotate),
 )
 

@@ -73,7 +73,6 @@ async def test_a_configured_relay_keeps_its_tokens_to_itself_and_calls_no_privat
     assert "RELAY_ALLOW_NETWORKS" in str(rows[2].error)
     assert (await reader.message.get(message_id)).message_id == message_id
     assert await reader.schedule.list() == []
-    assert (await reader.signing_key.get()) == (await client.signing_key.get())
     with refused(403, "read-only"):
         await reader.message.publish(url="https://example.com")
     with refused(403, "read-only"):
@@ -82,6 +81,8 @@ async def test_a_configured_relay_keeps_its_tokens_to_itself_and_calls_no_privat
         await reader.dlq.delete(letter.dlq_id)
     with refused(403, "read-only"):
         await reader.signing_key.rotate()
+    with refused(403, "read-only"):
+        await reader.signing_key.get()
     assert (await client.dlq.get(letter.dlq_id)) == letter
     await clients.close()
     assert TOKEN.encode() not in configured.log.read_bytes()
