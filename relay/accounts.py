@@ -26,12 +26,13 @@ class Credentials:
     """What a client needs to be told.
 
     `token` is None when there is nothing to tell: it is configured, or an earlier start made it and only its
-    hash is left.
+    hash is left. `untold_keys` says that this start made the account and its keys, and told neither.
     """
 
     token: str | None
     current_key: str
     next_key: str
+    untold_keys: bool = False
 
 
 def token_hash(token: str) -> bytes:
@@ -149,7 +150,12 @@ async def production(
             return Credentials(token=None, current_key=tenant.current_key, next_key=tenant.next_key)
         token = told = make_token(tenant.user_id, fresh_name(""))
     await _only(catalog, token, Principal(tenant=tenant.id), now=now)
-    return Credentials(token=told, current_key=tenant.current_key, next_key=tenant.next_key)
+    return Credentials(
+        token=told,
+        current_key=tenant.current_key,
+        next_key=tenant.next_key,
+        untold_keys=told is None and stored is None and config.current_signing_key is None,
+    )
 
 
 async def _is_production(catalog: Catalog) -> bool:

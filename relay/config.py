@@ -189,7 +189,7 @@ class Config:
         "The token clients present. Without one, the first start makes one and prints it once.",
     )
     readonly_token: str | None = _setting(
-        None, _token, "", "A second token that may read everything and change nothing."
+        None, _token, "", "A second token that may read everything but the signing keys, and change nothing."
     )
     current_signing_key: str | None = _setting(
         None,

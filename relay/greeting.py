@@ -20,10 +20,16 @@ _PYTHON = (
 def text(mode: Mode, url: str, credentials: Credentials, *, command: str) -> str:
     """The greeting; `command` is how this relay was called.
 
-    Without a token to tell (it is configured, or was told by an earlier start) it is one line.
+    Without a token to tell (it is configured, or was told by an earlier start) it is one line, and one more
+    when keys were made that nobody has seen.
     """
     if credentials.token is None:
-        return f"Relay is running at {url}"
+        running = f"Relay is running at {url}"
+        if credentials.untold_keys:
+            return (
+                f"{running}\nReceivers need the signing keys that were made: {command} keys show prints them."
+            )
+        return running
     lines = [
         f"Relay is running at {url}",
         "",

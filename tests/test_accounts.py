@@ -177,6 +177,22 @@ async def test_a_configured_token_replaces_every_other_at_once(storage: Storage)
     assert not await may_speak(storage, generated.token)
 
 
+async def test_keys_made_for_a_configured_token_are_said_to_be_untold_once(storage: Storage) -> None:
+    assert (await start(storage, Config(token=TOKEN))).untold_keys
+    assert not (await start(storage, Config(token=TOKEN))).untold_keys
+
+
+async def test_configured_and_printed_keys_are_no_untold_ones(storage: Storage) -> None:
+    keys = Config(
+        token=TOKEN, current_signing_key="sig_configured_current", next_signing_key="sig_configured_next"
+    )
+    assert not (await start(storage, keys)).untold_keys
+
+
+async def test_keys_that_are_printed_are_no_untold_ones(storage: Storage) -> None:
+    assert not (await start(storage)).untold_keys
+
+
 async def test_a_token_taken_out_of_the_configuration_stops_working(storage: Storage) -> None:
     await start(storage, Config(token=TOKEN, readonly_token=READER))
     reader = await storage.principal(token_hash(READER))

@@ -267,7 +267,7 @@ async def refusals(rig: Rig) -> None:
         target = template.format(**unknown)
         body = BODIES.get((method, template))
         assert (await rig.call(method, target, body=body, token=None)).status == 401
-        if method != "GET":
+        if method != "GET" or target == "/v2/keys":
             assert (await rig.call(method, target, body=body, token=READ_ONLY)).status == 403
         if template != target and (method, template) not in made_or_deleted_anyway:
             assert (await rig.call(method, target, body=body)).status == 404

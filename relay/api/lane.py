@@ -8,8 +8,8 @@ roads; the tests of the API run through both.
 
 The private names of `RequestHandler` used here and in `connection.py` are `_messages`, `_parser`, `_waiter`,
 `_force_close`, `_close`, `_paused`, `_drain_helper`, `_request_in_progress`, `_handler_waiter`,
-`_keepalive_timeout` and `_next_keepalive_close_time`; pyproject.toml holds aiohttp to the minor version they were
-read in.
+`_keepalive_timeout`, `_next_keepalive_close_time`, `_keepalive_handle`, `_process_keepalive`, `_request_count`,
+`_upgraded` and `_ErrInfo`; pyproject.toml holds aiohttp to the minor version they were read in.
 """
 
 import asyncio

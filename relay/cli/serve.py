@@ -24,7 +24,8 @@ def register(commands: Commands) -> None:
         _serve,
         group=RUN_THE_RELAY,
         details="Configured by RELAY_ variables in the environment; flags win. The first start makes a token and\n"
-        "signing keys, unless the environment has them, and prints them once.",
+        "signing keys, unless the environment has them, and prints them once. With a configured token, relay\n"
+        "keys show prints the signing keys that receivers need.",
     )
     migrate = commands.add(
         "migrate",
