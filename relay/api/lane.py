@@ -53,7 +53,10 @@ async def body_of(payload: StreamReader, idle_s: float) -> bytes:
 
 
 async def answer(services: Services, message: RawRequestMessage, body: bytes, peer_ip: str | None) -> bytes:
-    """The complete response to a publish, as bytes; every error is one of the answers."""
+    """The complete response to a publish, as bytes; every error is one of the answers.
+
+    It says that the connection ends with it when `services.stopping()`, as that is when this returns.
+    """
     id = request_id(services)
     try:
         headers = message.headers
@@ -61,15 +64,18 @@ async def answer(services: Services, message: RawRequestMessage, body: bytes, pe
             headers.get("Authorization"), message.path.partition("?")[2]
         )
         caller.require_write()
+        services.refuse_when_stopping()
         said = await publish(services, caller, message.path, headers.items(), body, peer_ip)
     except Exception as error:
         said = answer_to(services, error, id, "POST")
-    return spell(said, id)
+    return spell(said, id, last=services.stopping())
 
 
-def spell(said: Answer, id: str) -> bytes:
-    """An answer as HTTP/1.1."""
+def spell(said: Answer, id: str, *, last: bool) -> bytes:
+    """An answer as HTTP/1.1; the `last` of its connection says so."""
     more = "".join([f"{name}: {value}\r\n" for name, value in said.headers])
+    if last:
+        more += "Connection: close\r\n"
     head = (
         f"HTTP/1.1 {said.status} {_REASONS[said.status]}\r\nContent-Type: {said.content_type}\r\n{more}"
         f"{REQUEST_ID_HEADER}: {id}\r\nContent-Length: {len(said.body)}\r\nDate: {rfc822_formatted_time()}\r\n\r\n"
