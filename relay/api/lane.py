@@ -15,6 +15,7 @@ The private names of `RequestHandler` used here and in `connection.py` are `_mes
 import asyncio
 from http import HTTPStatus
 
+from aiohttp import HttpVersion11
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
@@ -32,6 +33,8 @@ _REASONS = {status.value: status.phrase for status in HTTPStatus}
 def belongs(message: RawRequestMessage) -> bool:
     """Whether this head begins a request that is answered here."""
     if message.method != "POST" or not message.path.startswith(PREFIX) or message.should_close:
+        return False
+    if message.version != HttpVersion11:  # HTTP/1.0 has to be told that its connection is kept
         return False
     headers = message.headers
     length = headers.get("Content-Length")
