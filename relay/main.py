@@ -276,6 +276,7 @@ class Relay:
         self._clock = clock
         self._log = log
         self._peers = peers
+        self._stopping = False
         self.metrics = Metrics()
         ids = Ids(node=storage.node, last=storage.last_id)
         self._sender = Sender(
@@ -331,6 +332,7 @@ class Relay:
             generate_key=generate_key,
             keys_changed=signer.forget,
             schedules_changed=scheduler.poke,
+            stopping=lambda: self._stopping,
             trusted_proxies=config.trusted_proxies,
         )
         self._runner = ApiRunner(
@@ -366,9 +368,11 @@ class Relay:
 
     async def stop(self) -> None:
         """Stop accepting, let what is in flight finish up to the deadline, hand the rest back."""
+        self._stopping = True
         until = self._clock.now() + self._config.shutdown_timeout_ms
         for site in list(self._runner.sites):
             await site.stop()
+        await self._runner.hang_up_idle()
         await self._service.stop(until)
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):

@@ -34,8 +34,16 @@ _SETTINGS = {
     "logging_collector": "off",
 }
 
-#: Ends the server when the one who started it is gone: reading its end of the pipe then comes to an end.
-_LEASH = '"$@" & server=$!; read -r how; kill "-${how:-INT}" $server 2>/dev/null; wait $server'
+#: Ends the server, and removes what it leaves, when the one who started it is gone without a word: its end of the
+#: pipe then reads as empty.
+_LEASH = """
+directory=$1; shift
+"$@" & server=$!
+read -r how || orphaned=yes
+kill "-${how:-INT}" $server 2>/dev/null
+wait $server
+[ -z "$orphaned" ] || rm -rf "$directory"
+"""
 
 
 class Server:
@@ -64,7 +72,7 @@ class Server:
             command += ["-c", f"{name}={value}"]
         with (self.directory / "log").open("ab") as log:
             self._leash = subprocess.Popen(
-                ["sh", "-c", _LEASH, "sh", *command],
+                ["sh", "-c", _LEASH, "sh", str(self.directory), *command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

@@ -144,6 +144,8 @@ def _authenticated(services: Services, route: Route) -> Handler:
         )
         if route.access is Access.WRITE:
             caller.require_write()
+        if route.method != "GET":
+            services.refuse_when_stopping()
         return response_of(await route.endpoint(services, caller, request))
 
     return handle

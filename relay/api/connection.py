@@ -141,6 +141,11 @@ class Connection(RequestHandler):
         """Whether all that was asked is answered."""
         return self._waiter is not None and not self._waiter.done()
 
+    def hang_up_when_idle(self) -> None:
+        """Close unless something was asked, if only by its first byte, and is not answered."""
+        if self._waiting and not self._head_bytes:
+            self.force_close()
+
     def _wake_at(self, when: float) -> None:
         if self._keepalive_handle is not None:
             self._keepalive_handle.cancel()
@@ -198,6 +203,8 @@ class Connection(RequestHandler):
             response = await lane.answer(
                 services, message, body, peer[0] if isinstance(peer, tuple) else None
             )
+            if services.stopping():
+                self._close = True
             if self.transport is not None:
                 self.transport.write(response)
                 if self._paused:
@@ -285,6 +292,13 @@ class ApiRunner(web.AppRunner):
     ) -> None:
         super().__init__(app, **kwargs)
         self._given = {"services": services, "in_lane": lane, "bounds": bounds}
+
+    async def hang_up_idle(self) -> None:
+        """Close the connections on which nothing is asked, to be called once `services.stopping()`."""
+        await asyncio.sleep(0)  # what has arrived is read first
+        for connection in () if self.server is None else self.server.connections:
+            assert isinstance(connection, Connection)
+            connection.hang_up_when_idle()
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()

@@ -15,6 +15,7 @@ The private names of `RequestHandler` used here and in `connection.py` are `_mes
 import asyncio
 from http import HTTPStatus
 
+from aiohttp import HttpVersion11
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
@@ -32,6 +33,8 @@ _REASONS = {status.value: status.phrase for status in HTTPStatus}
 def belongs(message: RawRequestMessage) -> bool:
     """Whether this head begins a request that is answered here."""
     if message.method != "POST" or not message.path.startswith(PREFIX) or message.should_close:
+        return False
+    if message.version != HttpVersion11:  # HTTP/1.0 has to be told that its connection is kept
         return False
     headers = message.headers
     length = headers.get("Content-Length")
@@ -53,7 +56,10 @@ async def body_of(payload: StreamReader, idle_s: float) -> bytes:
 
 
 async def answer(services: Services, message: RawRequestMessage, body: bytes, peer_ip: str | None) -> bytes:
-    """The complete response to a publish, as bytes; every error is one of the answers."""
+    """The complete response to a publish, as bytes; every error is one of the answers.
+
+    It says that the connection ends with it when `services.stopping()`, as that is when this returns.
+    """
     id = request_id(services)
     try:
         headers = message.headers
@@ -61,15 +67,18 @@ async def answer(services: Services, message: RawRequestMessage, body: bytes, pe
             headers.get("Authorization"), message.path.partition("?")[2]
         )
         caller.require_write()
+        services.refuse_when_stopping()
         said = await publish(services, caller, message.path, headers.items(), body, peer_ip)
     except Exception as error:
         said = answer_to(services, error, id, "POST")
-    return spell(said, id)
+    return spell(said, id, last=services.stopping())
 
 
-def spell(said: Answer, id: str) -> bytes:
-    """An answer as HTTP/1.1."""
+def spell(said: Answer, id: str, *, last: bool) -> bytes:
+    """An answer as HTTP/1.1; the `last` of its connection says so."""
     more = "".join([f"{name}: {value}\r\n" for name, value in said.headers])
+    if last:
+        more += "Connection: close\r\n"
     head = (
         f"HTTP/1.1 {said.status} {_REASONS[said.status]}\r\nContent-Type: {said.content_type}\r\n{more}"
         f"{REQUEST_ID_HEADER}: {id}\r\nContent-Length: {len(said.body)}\r\nDate: {rfc822_formatted_time()}\r\n\r\n"

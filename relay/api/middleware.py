@@ -53,6 +53,8 @@ def guard(services: Services) -> Middleware:
         finally:
             services.bodies.release(request)
         response.headers[REQUEST_ID_HEADER] = id
+        if services.stopping():
+            response.force_close()
         return response
 
     return guarded

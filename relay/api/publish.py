@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, NamedTuple
 
 import msgspec
+import orjson
 from aiohttp import web
 
 from relay.api.answer import Answer, answer_of, json_answer
@@ -163,8 +164,21 @@ class _Room:
 def _items_of(body: bytes) -> Sequence[BatchItem]:
     try:
         return _BATCH.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as problem:
+    except msgspec.ValidationError as problem:
         raise Invalid("body", f"is not a batch: {problem}") from None
+    except UnicodeDecodeError:
+        raise Invalid("body", "is not a batch: it is not UTF-8") from None
+    except msgspec.DecodeError as problem:
+        raise Invalid("body", f"is not a batch: {_flaw(body) or problem}") from None
+
+
+def _flaw(body: bytes) -> str | None:
+    """What is wrong with JSON, and where: msgspec takes half a surrogate pair for an early end."""
+    try:
+        orjson.loads(body)
+    except orjson.JSONDecodeError as problem:
+        return str(problem)
+    return None
 
 
 async def _targets_of(items: Sequence[BatchItem]) -> Sequence[Target | RelayError]:

@@ -8,6 +8,7 @@ from typing import Protocol
 from relay.api.auth import Authenticator
 from relay.api.bodies import Bodies
 from relay.clock import Clock
+from relay.domain.errors import Unavailable
 from relay.domain.message import Message, TenantId
 from relay.domain.tenant import Limits
 from relay.ids import Ids
@@ -32,7 +33,8 @@ class Services:
     """`ready` lists what keeps the relay from working, as sentences; `metrics` is the Prometheus text;
     `generate_key` makes a fresh signing key; `keys_changed` is told whose keys were rotated, and
     `schedules_changed` that a tick may be earlier than the scheduler believes. `trusted_proxies` are the peers
-    whose X-Forwarded-For is believed."""
+    whose X-Forwarded-For is believed. Once `stopping`, nothing is written any more, and every answer is the last of
+    its connection."""
 
     storage: Store
     publisher: Publisher
@@ -47,4 +49,10 @@ class Services:
     generate_key: Callable[[], str]
     keys_changed: Callable[[TenantId], None] = lambda tenant: None
     schedules_changed: Callable[[], None] = lambda: None
+    stopping: Callable[[], bool] = lambda: False
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+
+    def refuse_when_stopping(self) -> None:
+        """Raises `Unavailable`: another relay, or this one when it is back, will take what is to be written."""
+        if self.stopping():
+            raise Unavailable("the relay is stopping")

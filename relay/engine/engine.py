@@ -31,10 +31,9 @@ _CLAIM_BATCH = 500
 _GATHER_MS = 3
 _ERROR_PAUSE_MS = 250
 _IN_OTHER_HANDS_MS = 20
-#: Deliveries on their last chance are attempted one at a time: claimed together they come back this far apart,
-#: and this much later when one is in flight already.
-_LAST_CHANCES_APART_MS = 250
+#: Deliveries on their last chance are attempted one at a time. The others come back after this, one by one.
 _LAST_CHANCE_TAKEN_MS = 5_000
+_LAST_CHANCES_APART_MS = 250
 #: When a delivery that could not be signed, because storage did not answer, is due again.
 _POSTPONED_PAUSE_MS = 1_000
 #: Bookkeeping of one claim besides its body, for the byte budget.
@@ -272,23 +271,31 @@ class Engine:
     # --- one attempt ------------------------------------------------------------------------------------------
 
     def _take(self, claims: Sequence[Claim], now: int) -> None:
-        """Start what was claimed, but of those on their last chance only one that is alone.
+        """Start what was claimed, but of those on their last chance only one at a time.
 
         Who dies of a message takes everything in flight along, time after time. Before that is held against a
         delivery it is attempted without another suspect beside it, so that a message that kills its worker takes no
-        innocent one into the dead-letter queue. The others are handed back, due one by one.
+        innocent one into the dead-letter queue. The others are handed back.
         """
         self._metrics.lost_leases.inc(sum(1 for claim in claims if claim.lost_leases))
-        suspects = [claim for claim in claims if is_last_chance(claim)]
-        taken = bool(suspects) and any(is_last_chance(flight.claim) for flight in self._flights.values())
-        crowded = taken or len(suspects) > 1
-        due_at = now + _LAST_CHANCE_TAKEN_MS if taken else now
+        taken = any(map(is_last_chance, claims)) and self._suspects() > 0
+        due_at = now + _LAST_CHANCE_TAKEN_MS
         for claim in claims:
-            if crowded and is_last_chance(claim):
-                due_at += _LAST_CHANCES_APART_MS
+            if taken and is_last_chance(claim):
                 self._start(claim, now, postponed_to=due_at)
+                due_at += _LAST_CHANCES_APART_MS
             else:
+                taken = taken or is_last_chance(claim)
                 self._start(claim, now)
+
+    def _suspects(self) -> int:
+        return sum(1 for flight in self._flights.values() if is_last_chance(flight.claim))
+
+    async def _until_alone(self) -> None:
+        """Wait until storage has taken back the other suspects: what comes now is the doing of one."""
+        while self._suspects() > 1:
+            self._slots_freed.clear()
+            await self._clock.wait(self._slots_freed, self._clock.now() + _POLL_MS)
 
     def _start(self, claim: Claim, now: int, *, postponed_to: int | None = None) -> None:
         message = claim.message
@@ -341,6 +348,8 @@ class Engine:
         self._report(settlement)
 
     async def _deliver(self, claim: Claim) -> Settlement:
+        if is_last_chance(claim):
+            await self._until_alone()
         message = claim.message
         request = message.request
         signature = await self._signer.sign(message.tenant, url=request.url, body=request.body)

@@ -122,9 +122,11 @@ class Rig:
         self.publisher = Doorway(storage, self.clock)
         self.log = Recorder()
         self.problems: list[str] = []
+        self.stopping = False
         self.violations: list[str] = []
         self.port = 0
         self.server: web.Server | None = None
+        self.runner: ApiRunner | None = None
         #: Publishes that were answered before there was a router.
         self.by_lane = 0
         self._session = session
@@ -143,6 +145,7 @@ class Rig:
             ready=self._ready,
             metrics=_three_live,
             generate_key=lambda: next(fresh_keys),
+            stopping=lambda: self.stopping,
             trusted_proxies=tuple(ip_network(network) for network in trusted_proxies),
         )
 
@@ -439,6 +442,7 @@ async def running(
             await site.start()
             rig.port = runner.addresses[0][1]
             rig.server = runner.server
+            rig.runner = runner
             try:
                 yield rig
             finally:

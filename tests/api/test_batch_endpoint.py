@@ -192,6 +192,21 @@ async def test_what_is_no_batch_is_refused_as_a_whole(rig: Rig, body: bytes) -> 
     assert rig.publisher.calls == []
 
 
+@pytest.mark.parametrize(
+    ("body", "flaw"),
+    [
+        (b'[{"destination": "\\ud800"}]', "surrogate"),
+        (b'[{"destination": "https://example.com", "body": "x\\udc00"}]', "surrogate"),
+        (b'[{"destination": "\xff"}]', "it is not UTF-8"),
+        (b'[{"destination": "https', "unexpected end of data"),
+    ],
+)
+async def test_what_is_wrong_with_the_json_of_a_batch_is_told(rig: Rig, body: bytes, flaw: str) -> None:
+    reply = await rig.call("POST", "/v2/batch", body=body)
+    assert reply.status == 400
+    assert flaw in reply.error
+
+
 async def test_duplicates_are_marked_item_by_item(rig: Rig) -> None:
     once = {"destination": URL, "headers": {"Upstash-Deduplication-Id": "once"}}
     reply = await rig.call_json("POST", "/v2/batch", [once, {"destination": URL}, once])

@@ -79,6 +79,15 @@ async def test_the_connection_of_an_old_client_is_closed_after_the_answer(rig: R
     writer.close()
 
 
+async def test_an_old_client_is_told_that_its_connection_is_kept(rig: Rig) -> None:
+    reader, writer = await rig.connect()
+    for _ in range(2):
+        writer.write(a_publish("old", version="1.0", headers="Connection: keep-alive\r\n"))
+        reply = await next_reply(reader)
+        assert (reply.status, reply.headers["Connection"]) == (200, "keep-alive")
+    writer.close()
+
+
 async def test_a_request_to_close_is_heeded(rig: Rig) -> None:
     reader, writer = await rig.connect()
     writer.write(a_publish("last", headers="Connection: close\r\n"))

@@ -347,9 +347,17 @@ async def test_deliveries_on_their_last_chance_are_attempted_one_at_a_time(rig: 
         assert len(claimed.claims) == len(suspects)
     rig.clock.advance(MAX_LOST_LEASES * 2_000)
     release = asyncio.Event()
-    rig.destination.answer = cast(Callable[[], Awaitable[None]], release.wait)
+    others_due_at: list[int | None] = []
+
+    async def answer() -> None:
+        others_due_at.append((await rig.storage.stats()).oldest_due_at)
+        await release.wait()
+
+    rig.destination.answer = answer
     async with rig.running():
-        # Crowded at first, they come back one by one: the first is sent, the others find it in flight.
+        # The first is sent once the others are handed back; they come again, and find it in flight.
+        await rig.until(lambda: len(others_due_at) == 1)
+        assert others_due_at == [rig.clock.now() + 5_000]
         await rig.pass_time_until(lambda: len(rig.lines.named("delivery.postponed")) >= 8, step_ms=50)
         assert len(rig.destination.requests) == 1
         innocent = a_message()

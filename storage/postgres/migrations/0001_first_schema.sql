@@ -46,8 +46,9 @@ CREATE TABLE message_labels (
 
 -- Where the living stand; the row goes with the settlement that ends the delivery. For an ACTIVE row `due_at` is
 -- the end of its lease, so that one index range finds what is due and what was abandoned. NULL: held by a gate.
--- Most rows are inserted once and deleted once. Vacuum comes early, at full speed, and always cleans the index,
--- where every claim walks over what is dead; it never locks the table to give space back.
+-- Most rows are inserted once and deleted once, and a claim moves `due_at`, which is indexed: room for updates in
+-- place would stay empty. Vacuum comes early, at full speed, and always cleans the index, where claims walk over what
+-- is dead; it never locks the table to give space back.
 CREATE TABLE deliveries (
     id bigint NOT NULL,
     tenant bigint NOT NULL,
@@ -65,7 +66,6 @@ CREATE TABLE deliveries (
     CHECK (state <> 2 OR (claim_no > 0 AND due_at IS NOT NULL)),
     CHECK (cancel_requested = 0 OR state = 2)
 ) WITH (
-    fillfactor = 90,
     autovacuum_vacuum_threshold = 10000,
     autovacuum_vacuum_scale_factor = 0.01,
     autovacuum_vacuum_cost_delay = 0,
