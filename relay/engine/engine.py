@@ -33,7 +33,7 @@ _ERROR_PAUSE_MS = 250
 _IN_OTHER_HANDS_MS = 20
 #: Deliveries on their last chance are attempted one at a time. The others come back after this, one by one.
 _LAST_CHANCE_TAKEN_MS = 5_000
-_LAST_CHANCES_APART_MS = 250
+_LAST_CHANCES_APART_MS = 1_000
 #: When a delivery that could not be signed, because storage did not answer, is due again.
 _POSTPONED_PAUSE_MS = 1_000
 #: Bookkeeping of one claim besides its body, for the byte budget.

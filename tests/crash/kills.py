@@ -18,7 +18,7 @@ RATE = 10
 SHORT_LEASE = {"RELAY_LEASE": "3s"}
 
 #: Slow enough for a busy machine not to lose a lease of its own while the loss of leases is what counts.
-POISON_RATE = 5
+POISON_RATE = 4
 
 #: Ten minutes, the least that history is kept, in one second; leases as long as they may be, not to lose any.
 FAST = 600
@@ -120,12 +120,12 @@ async def by_poison(world: World) -> Outcome:
     supervisor = asyncio.create_task(supervise())
     try:
         await world.node.up.wait()
-        await asyncio.gather(*(world.client.publish(Kind.HELD) for _ in range(10)))
-        await until(lambda: world.endpoint.holding == 10, "not all are in flight")
-        world.load.begin()
+        await asyncio.gather(*(world.client.publish(Kind.HELD) for _ in range(5)))
+        await until(lambda: world.endpoint.holding == 5, "not all are in flight")
         await world.client.publish_until_accepted(Kind.POISON)
         await until(lambda: deaths == MAX_LOST_LEASES, lambda: f"it killed {deaths} times")
-        await world.load.end()
+        await world.node.up.wait()
+        await asyncio.gather(*(world.client.publish_until_accepted(Kind.ONCE) for _ in range(5)))
         await world.settled()
     finally:
         supervisor.cancel()
