@@ -287,7 +287,7 @@ def test_following_goes_on_after_the_relay_was_killed_and_started_again(
     ("flags", "named"),
     [
         (("--port", "many"), "--port"),
-        (("--database", "mongodb://x"), "mongodb://x"),
+        (("--database", "mongodb://x"), "--database"),
         (("--host", "192.0.2.1", "--port", "0", "--database", "sqlite://"), "192.0.2.1"),
     ],
 )

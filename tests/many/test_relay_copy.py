@@ -112,7 +112,7 @@ def test_no_relay_starts_on_half_a_copy(tmp_path: Path) -> None:
         ("sqlite:///typo.db", "sqlite:///b.db", "there is no file typo.db"),
         ("sqlite:///a.db", "sqlite://", "gone when it is closed"),
         ("sqlite:///a.db", "sqlite:///a.db", "the same database"),
-        ("sqlite:///a.db", "mysql://b", "none this relay can open"),
+        ("sqlite:///a.db", "mysql://b", "must name a database this relay can open"),
     ],
 )
 def test_what_cannot_be_copied_is_refused_in_one_sentence(
