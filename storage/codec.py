@@ -87,6 +87,8 @@ _NO_TERMS = _Terms()
 #: SQLite's drivers look for an adapter before they bind bytes, not before a bytearray: a short copy is cheaper.
 _CHEAPLY_COPIED = 8192
 
+_LONGEST_REMEMBERED = 1024
+
 _encoder = msgspec.json.Encoder()
 _headers_decoder = msgspec.json.Decoder(Headers)
 _labels_decoder = msgspec.json.Decoder(tuple[str, ...])
@@ -212,14 +214,21 @@ def message_of(row: Row) -> Message:
     )
 
 
-@lru_cache(maxsize=512)
 def place_of(url: str) -> tuple[str, str]:
     """Host (lower case, without port) and path (`/` when empty) of a destination, as the filters compare them."""
+    # Long ones are not remembered: what a cache holds must be bounded in bytes too.
+    return _remembered_place(url) if len(url) <= _LONGEST_REMEMBERED else _place(url)
+
+
+def _place(url: str) -> tuple[str, str]:
     try:
         parts = urlsplit(url)
         return parts.hostname or "", parts.path or "/"
     except ValueError:
         return "", "/"
+
+
+_remembered_place = lru_cache(maxsize=1024)(_place)
 
 
 def event_of(row: Row, message: Message) -> Event:

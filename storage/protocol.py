@@ -28,10 +28,14 @@ class CannotOpen(Exception):  # noqa: N818 - what happened, in the words of the 
 
 
 class ClaimTerms(Struct, frozen=True, kw_only=True):
-    """How many deliveries a worker can take, and for how long it may keep silent about them."""
+    """How many deliveries a worker can take, and for how long it may keep silent about them.
+
+    `max_bytes` bounds what a claim reads: it ends with the first body that reaches it.
+    """
 
     limit: int
     lease_ms: int
+    max_bytes: int | None = None
 
 
 class Receipt(Struct, frozen=True, kw_only=True):

@@ -66,6 +66,11 @@ class Connection(RequestHandler):
             response = await lane.answer(
                 services, message, body, peer[0] if isinstance(peer, tuple) else None
             )
+            if self.transport is not None:
+                self.transport.write(response)
+                if self._paused:
+                    await self._drain_helper()
+                self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         except (ConnectionError, TimeoutError, web.RequestPayloadError):
             self.force_close()
             return True
@@ -74,11 +79,6 @@ class Connection(RequestHandler):
             self._request_in_progress = False
             if self._handler_waiter is not None:
                 self._handler_waiter.set_result(None)
-        if self.transport is not None:
-            self.transport.write(response)
-            if self._paused:
-                await self._drain_helper()
-            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         return True
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -95,9 +95,9 @@ class Connection(RequestHandler):
     ) -> web.StreamResponse:
         """The answer to what the parser refused. The connection ends with it: nobody knows where the next
         request would begin."""
-        if request.writer.output_size > 0:
-            raise ConnectionError("an answer has already begun")
-        reason = (message or "").partition("\n")[0].rstrip(" :")[:_LONGEST_REASON]
+        if message is None:  # no fault of the client's
+            return super().handle_error(request, status, exc)
+        reason = message.partition("\n")[0].rstrip(" :")[:_LONGEST_REASON]
         response = response_of(error_answer(status, f"not a valid HTTP request: {reason}"))
         response.force_close()
         return response

@@ -1,7 +1,7 @@
 """History, dead letters, and forgetting: what is read and removed after the fact."""
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 from relay.domain.dead_letter import DeadLetter, DeadLetterId
 from relay.domain.delivery import Change
@@ -24,7 +24,9 @@ from storage.codec import (
 from storage.protocol import Retention
 from storage.sql.schedules import remember_outcomes
 from storage.sql.script import Parameters, Query, Script, slices
-from storage.sql.selection import changes_of, conditions, instants, narrow
+from storage.sql.selection import changes_of, conditions, instants, narrow, storable_number
+
+T = TypeVar("T")
 
 #: Values in one IN list.
 _SLICE = 500
@@ -68,7 +70,10 @@ def messages(tenant: TenantId, ids: Iterable[int]) -> Script[dict[int, Message]]
 def events(
     tenant: TenantId, selection: Selection, *, order: Order, start: int | None, limit: int
 ) -> Script[Sequence[Event]]:
-    """A page of history. Rows whose message was forgotten between two steps are left out."""
+    """A page of history.
+
+    Filters on URL, host, path and address have no index: history is walked in its order until the page is full.
+    """
     ids = yield from narrow(selection, tenant)
     if ids is not None and not ids:
         return []
@@ -79,7 +84,7 @@ def events(
     else:
         # The sign keeps the planner from walking the whole tenant instead.
         where.append(f"+e.tenant = {bind(tenant)} AND e.message_id IN {bind.several(ids)}")
-    where += _page("e.position", selection, order, start, bind)
+    where += _range("e.position", selection, bind)
     where += instants("e.at", selection, bind)
     if selection.states:
         changes = changes_of(selection.states)
@@ -87,26 +92,22 @@ def events(
         if min(changes) > Change.DELIVERED:
             where.append("e.change > 4")
     if selection.response_statuses:
-        where.append(f"e.status IN {bind.several(selection.response_statuses)}")
+        # Only an attempt that ended has a duration; one without an answer counts as status 0.
+        statuses = bind.several(selection.response_statuses)
+        where.append(f"e.duration_ms IS NOT NULL AND coalesce(e.status, 0) IN {statuses}")
     of_message = list(conditions(selection, tenant, bind))
     # CROSS JOIN is how SQLite is told the order: events first, their messages by key.
     join = " CROSS JOIN messages m" if of_message else ""
     where += ["m.id = e.message_id", *of_message] if of_message else []
-    rows = yield Query(
-        f"SELECT {_EVENT_READ} FROM events e{join} WHERE {' AND '.join(where)}"
-        f" ORDER BY e.position {_direction(order)} LIMIT {bind(limit)}",
-        bind.values,
+    page = _Page(
+        f"SELECT {_EVENT_READ} FROM events e{join} WHERE {' AND '.join(where)}", "e.position", 4, bind
     )
-    found = yield from messages(tenant, (row[4] for row in rows))
-    return decoded((row for row in rows if row[4] in found), lambda row: event_of(row, found[row[4]]))
+    return (yield from page.read(tenant, event_of, order=order, start=start, limit=limit))
 
 
 def dead_letter(tenant: TenantId, dead_letter_id: DeadLetterId) -> Script[DeadLetter | None]:
-    rows = yield Query(
-        f"SELECT {_DEAD_LETTER_READ} FROM dead_letters d WHERE d.tenant = ?1 AND d.id = ?2",
-        (tenant, dead_letter_id),
-    )
-    found = yield from _dead_letters_of(tenant, rows)
+    selection = Selection(dead_letter_ids=(dead_letter_id,))
+    found = yield from dead_letters(tenant, selection, order=Order.EARLIEST_FIRST, start=None, limit=1)
     return found[0] if found else None
 
 
@@ -129,19 +130,17 @@ def dead_letters(
         where.append(f"d.tenant = {bind(tenant)}")
     else:
         where.append(f"+d.tenant = {bind(tenant)} AND d.message_id IN {bind.several(ids)}")
-    where += _page("d.id", selection, order, start, bind)
+    where += _range("d.id", selection, bind)
     where += instants("d.failed_at", selection, bind)
     if selection.response_statuses:
         where.append(f"coalesce(d.status, 0) IN {bind.several(selection.response_statuses)}")
     of_message = list(conditions(selection, tenant, bind))
     join = " CROSS JOIN messages m" if of_message else ""
     where += ["m.id = d.message_id", *of_message] if of_message else []
-    rows = yield Query(
-        f"SELECT {_DEAD_LETTER_READ} FROM dead_letters d{join} WHERE {' AND '.join(where)}"
-        f" ORDER BY d.id {_direction(order)} LIMIT {bind(limit)}",
-        bind.values,
+    page = _Page(
+        f"SELECT {_DEAD_LETTER_READ} FROM dead_letters d{join} WHERE {' AND '.join(where)}", "d.id", 2, bind
     )
-    return (yield from _dead_letters_of(tenant, rows))
+    return (yield from page.read(tenant, dead_letter_of, order=order, start=start, limit=limit))
 
 
 def delete_dead_letters(
@@ -277,39 +276,65 @@ def tenants_in(table: str) -> Script[Sequence[int]]:
 def _dead_letters_with(
     tenant: TenantId, ids: Iterable[int], *, order: Order, start: int | None, limit: int
 ) -> Script[Sequence[DeadLetter]]:
-    backwards = order is Order.LATEST_FIRST
-    wanted = sorted(set(ids), reverse=backwards)
-    if start is not None:
-        wanted = [id_ for id_ in wanted if (id_ <= start if backwards else id_ >= start)]
     found: list[DeadLetter] = []
-    for part in slices(wanted, _SLICE):
+    for part in slices(sorted(set(ids), reverse=order is Order.LATEST_FIRST), _SLICE):
         bind = Parameters()
-        rows = yield Query(
+        page = _Page(
             f"SELECT {_DEAD_LETTER_READ} FROM dead_letters d"
-            f" WHERE d.tenant = {bind(tenant)} AND d.id IN {bind.several(part)}"
-            f" ORDER BY d.id {_direction(order)} LIMIT {bind(limit - len(found))}",
-            bind.values,
+            f" WHERE d.tenant = {bind(tenant)} AND d.id IN {bind.several(part)}",
+            "d.id",
+            2,
+            bind,
         )
-        found += yield from _dead_letters_of(tenant, rows)
+        found += yield from page.read(
+            tenant, dead_letter_of, order=order, start=start, limit=limit - len(found)
+        )
         if len(found) >= limit:
             break
     return found
 
 
-def _dead_letters_of(tenant: TenantId, rows: Sequence[Row]) -> Script[Sequence[DeadLetter]]:
-    found = yield from messages(tenant, (row[2] for row in rows))
-    return decoded((row for row in rows if row[2] in found), lambda row: dead_letter_of(row, found[row[2]]))
+class _Page:
+    """A query to be read in the order of its `key`, the second column, with the message named in a later one."""
+
+    def __init__(self, text: str, key: str, message_column: int, bind: Parameters) -> None:
+        self._text = text
+        self._key = key
+        self._message_column = message_column
+        self._bound = bind.values
+
+    def read(
+        self,
+        tenant: TenantId,
+        decode: Callable[[Row, Message], T],
+        *,
+        order: Order,
+        start: int | None,
+        limit: int,
+    ) -> Script[Sequence[T]]:
+        """Rows that cannot be read, or whose message was forgotten between two steps, leave no gap: a page is only
+        short when there is nothing behind it."""
+        compare, direction, step = (">=", "ASC", 1) if order is Order.EARLIEST_FIRST else ("<=", "DESC", -1)
+        column = self._message_column
+        found: list[T] = []
+        while True:
+            bind = Parameters(self._bound)
+            text = self._text
+            if start is not None:
+                text += f" AND {self._key} {compare} {bind(storable_number(start))}"
+            wanted = limit - len(found)
+            rows = yield Query(f"{text} ORDER BY {self._key} {direction} LIMIT {bind(wanted)}", bind.values)
+            about = yield from messages(tenant, (row[column] for row in rows))
+            known = [(*row, about[row[column]]) for row in rows if row[column] in about]
+            found += decoded(known, lambda row: decode(row[:-1], row[-1]))
+            if len(rows) < wanted or len(found) >= limit:
+                return found
+            start = rows[-1][1] + step
 
 
-def _page(key: str, selection: Selection, order: Order, start: int | None, bind: Parameters) -> Iterable[str]:
-    """Where a page begins, and the range of keys the selected instants can have."""
-    if start is not None:
-        yield f"{key} {'<=' if order is Order.LATEST_FIRST else '>='} {bind(start)}"
+def _range(key: str, selection: Selection, bind: Parameters) -> Iterator[str]:
+    """The range of keys that the selected instants can have."""
     if selection.from_at is not None:
-        yield f"{key} >= {bind(first_at(selection.from_at))}"
+        yield f"{key} >= {bind(storable_number(first_at(selection.from_at)))}"
     if selection.to_at is not None:
-        yield f"{key} < {bind(first_at(selection.to_at + _TARDY_MS))}"
-
-
-def _direction(order: Order) -> str:
-    return "DESC" if order is Order.LATEST_FIRST else "ASC"
+        yield f"{key} < {bind(storable_number(first_at(selection.to_at + _TARDY_MS)))}"

@@ -30,8 +30,8 @@ Script = Generator[Query, Sequence[Row], T]
 class Parameters:
     """Collects values while a text is put together: `f"host = {bind(host)}"`."""
 
-    def __init__(self) -> None:
-        self.values: list[Any] = []
+    def __init__(self, values: Sequence[Any] = ()) -> None:
+        self.values: list[Any] = list(values)
 
     def __call__(self, value: object) -> str:
         self.values.append(value)

@@ -45,9 +45,9 @@ def conditions(selection: Selection, tenant: TenantId, bind: Parameters) -> Iter
 def instants(column: str, selection: Selection, bind: Parameters) -> Iterator[str]:
     """`from_at` and `to_at`, both inclusive, on a column of Unix ms."""
     if selection.from_at is not None:
-        yield f"{column} >= {bind(selection.from_at)}"
+        yield f"{column} >= {bind(storable_number(selection.from_at))}"
     if selection.to_at is not None:
-        yield f"{column} <= {bind(selection.to_at)}"
+        yield f"{column} <= {bind(storable_number(selection.to_at))}"
 
 
 def narrow(selection: Selection, tenant: TenantId) -> Script[Sequence[int] | None]:
@@ -64,6 +64,11 @@ def narrow(selection: Selection, tenant: TenantId) -> Script[Sequence[int] | Non
             if len(rows) <= _FEW:
                 return sorted({row[0] for row in rows})
     return None
+
+
+def storable_number(number: int) -> int:
+    """The nearest number a column can hold: beyond 64 bits lies nothing, and comparisons come out the same."""
+    return max(-(1 << 63), min(number, (1 << 63) - 1))
 
 
 def changes_of(states: Sequence[State]) -> Sequence[int]:

@@ -144,7 +144,7 @@ def unavailable(error: BaseException) -> Unavailable | None:
 
 
 def translated(error: Exception) -> Exception:
-    """What callers may see instead of a driver's error."""
+    """What a caller may see instead of a driver's error: each its own, since raising one writes on it."""
     if not isinstance(error, (Error, Warning_)):
         return error
     return unavailable(error) or Rejected(str(error))

@@ -48,6 +48,11 @@ class Readers:
             raise Unavailable("the database took too long to answer", retry_after_s=2) from None
         except driver.Error as error:
             raise driver.translated(error) from error
+        except ValueError:
+            # What a closed connection says.
+            if self._closed:
+                raise _stopping() from None
+            raise
 
     async def close(self) -> None:
         """Let go of all connections; queries that are under way are interrupted."""
@@ -60,12 +65,13 @@ class Readers:
     async def _run(self, script: Script[T]) -> T:
         connection = await self._free.get()
         try:
+            if self._closed:
+                raise _stopping()
             if connection is None:
                 connection = await aiosqlite.Connection(lambda: driver.connect_reader(self._path), 64)
                 self._open.add(connection)
                 if self._closed:
                     await self._let_go(connection)
-                    raise _stopping()
             result = await _steps(connection, script)
         except asyncio.CancelledError:
             if connection is None:

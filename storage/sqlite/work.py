@@ -38,6 +38,8 @@ _MESSAGE = f"INSERT INTO messages ({MESSAGE_COMMON}"
 #: Most messages have nothing rare but the address they came from.
 _INSERT_PLAIN = Bulk(f"{_MESSAGE}, caller_ip)", marks(12))
 _INSERT_MESSAGES = Bulk(f"{_MESSAGE}, {MESSAGE_RARE})", marks(22))
+#: Where the body is among the columns of a claim.
+_BODY = 7 + 8
 _NOTHING_RARE = (None,) * 10
 _INSERT_LABELS = Bulk("INSERT INTO message_labels (tenant, label, message_id)", marks(3))
 
@@ -191,16 +193,7 @@ def claim(tx: Tx, terms: ClaimTerms, now: int) -> Claimed:
     The claim is durable before anyone acts on it. Killed with it in hand, the lease runs out and whoever
     claims then knows (`lost_leases`) that the endpoint may have seen the message.
     """
-    rows = tx.rows(
-        f"""
-        SELECT d.tenant, d.id, d.state, d.retried, d.claim_no, d.lost_leases, d.cancel_requested, {MESSAGE_READ}
-        FROM (
-            SELECT tenant, id, state, retried, claim_no, lost_leases, cancel_requested, due_at
-            FROM deliveries WHERE due_at <= ?1 ORDER BY due_at, tenant, id LIMIT ?2
-        ) d LEFT JOIN messages m ON m.id = d.id ORDER BY d.due_at, d.tenant, d.id
-        """,
-        (now, max(0, terms.limit)),
-    )
+    rows = _due(tx, terms, now)
     if rows:
         tx.rows(
             f"""
@@ -295,6 +288,26 @@ def renew(tx: Tx, leases: Sequence[Lease], until: int) -> Sequence[MessageId]:
         [(tenant, id_, until) for n, (tenant, id_, _) in enumerate(identities) if n not in gone],
     )
     return [leases[n].message_id for n in sorted(gone)]
+
+
+def _due(tx: Tx, terms: ClaimTerms, now: int) -> Sequence[Row]:
+    """What is due with its content, in the order of the index, as far as the terms allow."""
+    found: list[Row] = []
+    room = terms.max_bytes
+    for row in tx.stream(
+        f"""
+        SELECT d.tenant, d.id, d.state, d.retried, d.claim_no, d.lost_leases, d.cancel_requested, {MESSAGE_READ}
+        FROM deliveries d LEFT JOIN messages m ON m.id = d.id
+        WHERE d.due_at <= ?1 ORDER BY d.due_at, d.tenant, d.id LIMIT ?2
+        """,
+        (now, max(0, terms.limit)),
+    ):
+        found.append(row)
+        if room is not None:
+            room -= len(row[_BODY] or b"")
+            if room <= 0:
+                break
+    return found
 
 
 def _apply(tx: Tx, settlements: Sequence[Settlement]) -> None:

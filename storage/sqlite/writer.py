@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -69,6 +69,10 @@ class Tx:
             for query in bulk.queries(rows)
             for row in self._connection.execute(query.text, query.parameters).fetchall()
         ]
+
+    def stream(self, text: str, parameters: Sequence[Any] = ()) -> Iterator[Row]:
+        """Run one query, reading each row when it is asked for."""
+        return iter(self._connection.execute(text, parameters))
 
     def run(self, script: Script[T]) -> T:
         """Run a script."""
@@ -198,10 +202,9 @@ class Writer:
         try:
             return self._attempt(group)
         except Exception as error:
-            problem = driver.translated(error)
             if driver.is_full(error):
-                return self._without_growth(group, problem)
-            return _Outcome([problem] * len(group), None)
+                return self._without_growth(group, error)
+            return _Outcome([driver.translated(error) for _ in group], None)
 
     def _attempt(self, group: list[_Operation]) -> _Outcome:
         """One transaction for all; if one of them spoils it, one transaction with a savepoint for each."""
@@ -212,15 +215,17 @@ class Writer:
                 raise
         return self._commit(group, self._each_alone)
 
-    def _without_growth(self, group: list[_Operation], problem: Exception) -> _Outcome:
+    def _without_growth(self, group: list[_Operation], error: Exception) -> _Outcome:
         """The disk is full: refuse what only adds, so that what is in flight can still be settled and old rows
         be forgotten."""
         rest = [operation for operation in group if not operation.kind.grows]
         if not rest or len(rest) == len(group):
-            return _Outcome([problem] * len(group), None)
+            return _Outcome([driver.translated(error) for _ in group], None)
         outcome = self._outcome(rest)
         results = iter(outcome.results)
-        return _Outcome([problem if one.kind.grows else next(results) for one in group], outcome.tx)
+        return _Outcome(
+            [driver.translated(error) if one.kind.grows else next(results) for one in group], outcome.tx
+        )
 
     def _commit(
         self, group: list[_Operation], work: Callable[[Tx, list[_Operation]], Sequence[Any]]

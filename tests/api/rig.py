@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import aiohttp
 from aiohttp import web
+from msgspec.structs import replace
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -36,6 +37,8 @@ from tests.builders import OTHER_TENANT, TENANT
 TOKEN = "eyJVc2VySUQiOiJ0ZXN0cyJ9+/="
 READ_ONLY = "only-for-reading"
 FOREIGN = "of-another-account"
+
+AUTHORIZATION = f"Bearer {TOKEN}"
 
 KEYS = {"current": "sig_current0000000000", "next": "sig_next000000000000000"}
 
@@ -77,18 +80,22 @@ class Recorder:
 
 
 class Doorway:
-    """A publisher that stores what it is given. `fault`, when set, is raised instead."""
+    """A publisher that stores what it is given. `fault`, when set, is raised instead; a closed `gate` is waited
+    at."""
 
     def __init__(self, storage: Storage, clock: FakeClock) -> None:
         self._storage = storage
         self._clock = clock
         self.calls: list[Sequence[Message]] = []
         self.fault: Exception | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
 
     async def publish(self, messages: Sequence[Message]) -> Sequence[Receipt]:
         if self.fault is not None:
             raise self.fault
         self.calls.append(messages)
+        await self.gate.wait()
         return (await self._storage.publish(messages, now=self._clock.now())).receipts
 
 
@@ -113,6 +120,7 @@ class Rig:
         self.problems: list[str] = []
         self.violations: list[str] = []
         self.port = 0
+        self.server: web.Server | None = None
         #: Publishes that were answered before there was a router.
         self.by_lane = 0
         self._by_router: set[str] = set()
@@ -245,6 +253,13 @@ class Rig:
         assert reply.status == 200, reply.body
         return reply.json
 
+    async def spoil_cron(self, schedule_id: str) -> None:
+        """Let the schedule's time zone be abolished."""
+        view = await self.storage.schedule(TENANT, schedule_id)
+        assert view is not None
+        spoilt = replace(view.schedule, cron="CRON_TZ=Nowhere/Land * * * * *")
+        await self.storage.put_schedule(spoilt, limit=100)
+
     async def fire(self, schedule_id: str, *, error: str | None = None) -> str | None:
         """Let a tick pass; the id of its message, or None when it failed with `error`."""
         view = await self.storage.schedule(TENANT, schedule_id)
@@ -295,6 +310,12 @@ class Rig:
         listed = (await self.call("GET", "/v2/dlq", token=token)).json
         return [entry["dlqId"] for entry in listed["messages"]]
 
+    @property
+    def connections(self) -> int:
+        """How many the server has open."""
+        assert self.server is not None
+        return len(self.server.connections)
+
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.port)
 
@@ -312,7 +333,7 @@ class Rig:
         reader, writer = await self.connect()
         try:
             writer.write(b"%s %s HTTP/1.1\r\n%s\r\n%s" % (method.encode(), target, head, body))
-            reply = await next_reply(reader)
+            reply = await next_reply(reader, method)
         finally:
             writer.close()
         self._check_lane(reply)
@@ -352,17 +373,18 @@ class Rig:
 async def until(condition: Callable[[], bool]) -> None:
     """Let the server go on until the condition holds."""
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event of its own
+        while not condition():
             await asyncio.sleep(0)
 
 
-async def next_reply(reader: asyncio.StreamReader) -> Reply:
-    """One response on a connection that may stay open."""
+async def next_reply(reader: asyncio.StreamReader, method: str = "POST") -> Reply:
+    """The response to such a request, on a connection that may stay open."""
     async with asyncio.timeout(20):
         head = await reader.readuntil(b"\r\n\r\n")
         status_line, *lines = head.decode("latin-1").rstrip().split("\r\n")
         headers = CIMultiDict((name, value) for name, _, value in (line.partition(": ") for line in lines))
-        body = await reader.readexactly(int(headers["Content-Length"]))
+        length = 0 if method == "HEAD" else int(headers["Content-Length"])
+        body = await reader.readexactly(length)
     return Reply(int(status_line.split()[1]), headers, body)
 
 
@@ -398,6 +420,7 @@ async def running(
             site = web.TCPSite(runner, "127.0.0.1", 0)
             await site.start()
             rig.port = runner.addresses[0][1]
+            rig.server = runner.server
             try:
                 yield rig
             finally:

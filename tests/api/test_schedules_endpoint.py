@@ -5,7 +5,6 @@ from base64 import b64decode
 from pathlib import Path
 
 import pytest
-from msgspec.structs import replace
 
 from relay.domain.schedule import CatchUp, Overlap
 from relay.domain.tenant import Limits
@@ -303,10 +302,7 @@ async def test_messages_of_a_deleted_schedule_go_on(rig: Rig) -> None:
 
 async def test_a_cron_whose_zone_is_no_more_cannot_be_resumed(rig: Rig) -> None:
     schedule_id = await rig.schedule()
-    view = await rig.storage.schedule(TENANT, schedule_id)
-    assert view is not None
-    broken = replace(view.schedule, cron="CRON_TZ=Nowhere/Land * * * * *")
-    await rig.storage.put_schedule(broken, limit=10)
+    await rig.spoil_cron(schedule_id)
     reply = await rig.call("PATCH", f"/v2/schedules/{schedule_id}/resume")
     assert reply.status == 400
     assert "Nowhere/Land" in reply.error

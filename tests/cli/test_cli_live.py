@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from tests.cli.console import Answer, Console, Server
-from tests.cli.live import ROOT, Live, a_relay
+from tests.live import Live, a_relay
 
+ROOT = Path(__file__).parents[2]
 #: Of the published development identities, one whose keys no other test looks at.
 OTHER_TOKEN = "eyJVc2VySUQiOiJ0ZXN0VXNlcjMiLCJQYXNzd29yZCI6InRlc3RQYXNzd29yZCJ9"
 PATIENCE_MS = 60_000
@@ -22,7 +23,7 @@ PATIENCE_MS = 60_000
 
 @pytest.fixture(scope="module")
 def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    with a_relay("--port", "0", log=tmp_path_factory.mktemp("relay") / "log") as live:
+    with a_relay(directory=tmp_path_factory.mktemp("relay")) as live:
         yield live
 
 
@@ -259,7 +260,7 @@ def test_following_goes_on_after_the_relay_was_killed_and_started_again(
     published: list[str] = []
 
     def start_and_publish(port: str) -> Live:
-        live = running.enter_context(a_relay("--port", port, *flags, log=tmp_path / "log"))
+        live = running.enter_context(a_relay("--port", port, *flags, directory=tmp_path))
         published.append(Person(live.url, live.token).publish(server.url))
         return live
 
@@ -269,8 +270,7 @@ def test_following_goes_on_after_the_relay_was_killed_and_started_again(
         if entry["state"] != "DELIVERED":
             return False
         if len(published) == 1:
-            first.process.kill()
-            first.process.wait()
+            first.kill()
             start_and_publish(first.port)
             return False
         return True

@@ -6,12 +6,12 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from relay.domain.dead_letter import DeadLetterId
-from relay.domain.delivery import Change, State
+from relay.domain.delivery import Change, State, settle
 from relay.domain.event import Event
 from relay.domain.message import FlowControl, Message
 from relay.domain.selection import Order, Selection
 from storage.protocol import DEDUP_WINDOW_MS, Receipt, Retention, Storage
-from tests.builders import NOW, OTHER_TENANT, TENANT, a_message, a_message_id
+from tests.builders import NOW, OTHER_TENANT, TENANT, a_message, a_message_id, an_attempt
 from tests.contract.steps import (
     EVERYTHING,
     LATER,
@@ -153,6 +153,26 @@ async def test_history_and_dead_letters_are_selected_by_status(storage: Storage)
     assert await graves(storage, Selection(response_statuses=(404, 405))) == [wanted]
     events = await happenings(storage, Selection(response_statuses=(404, 200)))
     assert [event.status for event in events] == [404, 200]
+
+
+async def test_an_attempt_without_an_answer_has_status_0(storage: Storage) -> None:
+    await bury(storage, a_message(max_retries=0), status=500)
+    claims = await start(storage, a_message(max_retries=0))
+    await storage.settle([settle(claims[0], an_attempt(status=None, error="no answer"))])
+    unanswered = Selection(response_statuses=(0,))
+    assert [letter.message for letter in await graves(storage, unanswered)] == [claims[0].message]
+    assert [event.error for event in await happenings(storage, unanswered)] == ["no answer"]
+
+
+async def test_instants_beyond_all_time_are_no_obstacle(storage: Storage) -> None:
+    letter = await bury(storage, a_message(max_retries=0))
+    everything = Selection(from_at=-(10**15), to_at=10**15)
+    assert await graves(storage, everything) == [letter]
+    assert len(await happenings(storage, everything)) == 2
+    nothing = Selection(from_at=10**15)
+    assert (await graves(storage, nothing), await happenings(storage, nothing)) == ([], [])
+    assert await happenings(storage, start=10**30) == []
+    assert await storage.cancel(TENANT, nothing, limit=None, now=NOW) == []
 
 
 async def test_instants_are_inclusive(storage: Storage) -> None:

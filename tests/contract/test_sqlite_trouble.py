@@ -18,8 +18,8 @@ from storage.sqlite import driver, open_sqlite
 from storage.sqlite.driver import Connection, Rejected
 from storage.sqlite.readers import Readers
 from storage.sqlite.writer import Kind, Tx, Writer
-from tests.builders import TENANT, a_message
-from tests.contract.steps import accept, take
+from tests.builders import NOW, TENANT, a_message
+from tests.contract.steps import LEASE_MS, TERMS, accept, happenings, take
 
 
 @pytest.fixture
@@ -187,6 +187,24 @@ async def test_a_disk_that_stops_writing_is_unavailable_and_recovers_when_it_wri
     again = await open_sqlite(str(path))
     assert [claim.message for claim in await take(again)] == [*accepted, last]
     await again.close()
+
+
+async def test_a_row_that_cannot_be_read_spoils_neither_claims_nor_lists(path: Path) -> None:
+    storage = await open_sqlite(str(path))
+    messages = [a_message(max_retries=0) for _ in range(4)]
+    await accept(storage, *messages)
+    await storage.close()
+    with closing(driver.connect_writer(path)) as connection:
+        connection.execute("UPDATE messages SET headers = 'torn' WHERE id = ?", (messages[1].id,))
+        connection.execute("DELETE FROM messages WHERE id = ?", (messages[2].id,))
+    storage = await open_sqlite(str(path))
+    claimed = await storage.claim(TERMS, now=NOW)
+    assert [claim.message for claim in claimed.claims] == [messages[0], messages[3]]
+    # The two others are out of the way for the length of a lease, not claimed over and over.
+    assert claimed.next_due_at == NOW + LEASE_MS
+    first = await happenings(storage, limit=2)
+    assert [event.message for event in first] == [messages[0], messages[3]]
+    await storage.close()
 
 
 async def test_a_file_that_vanished_is_not_replaced_by_an_empty_one(path: Path) -> None:
@@ -387,10 +405,11 @@ async def test_closing_does_not_wait_for_searches(numbers: Path) -> None:
     running = asyncio.create_task(readers.run(endless(begun)))
     await begun.wait()
     connecting = asyncio.create_task(readers.run(endless(begun)))
+    queued = asyncio.create_task(readers.run(count()))
     await asyncio.sleep(0)
     await readers.close()
-    outcomes = await asyncio.gather(running, connecting, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [Unavailable, Unavailable]
+    outcomes = await asyncio.gather(running, connecting, queued, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [Unavailable, Unavailable, Unavailable]
 
 
 async def test_a_reader_cannot_write(numbers: Path) -> None:

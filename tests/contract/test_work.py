@@ -62,6 +62,18 @@ async def test_no_more_is_claimed_than_was_asked_for_and_the_rest_is_announced(s
     assert (list(nothing.claims), nothing.next_due_at) == ([], NOW)
 
 
+async def test_a_claim_ends_with_the_body_that_reaches_its_bound(storage: Storage) -> None:
+    messages = [a_message(body=bytes(100)) for _ in range(4)]
+    await accept(storage, *messages)
+    for max_bytes, count in ((101, 2), (1, 1), (100, 1)):
+        claimed = await storage.claim(
+            ClaimTerms(limit=10, lease_ms=LEASE_MS, max_bytes=max_bytes), now=NOW + 5
+        )
+        assert [claim.message for claim in claimed.claims] == messages[:count]
+        messages = messages[count:]
+        assert claimed.next_due_at == (NOW if messages else NOW + 5 + LEASE_MS)
+
+
 async def test_the_end_of_a_lease_is_announced_like_any_due_time(storage: Storage) -> None:
     await accept(storage, a_message(), a_message(not_before=NOW + LEASE_MS + 1))
     assert (await storage.claim(TERMS, now=NOW)).next_due_at == NOW + LEASE_MS

@@ -46,7 +46,9 @@ async def history(client: AsyncQStash, message_id: str) -> list[Log]:
 
 async def history_until(client: AsyncQStash, message_id: str, state: LogState) -> list[Log]:
     """What happened to the message, once it has come to rest in this state."""
-    return await eventually(lambda: history(client, message_id), lambda rows: rows and rows[-1].state is state)
+    return await eventually(
+        lambda: history(client, message_id), lambda rows: rows and rows[-1].state is state
+    )
 
 
 def states(rows: list[Log]) -> list[str]:

@@ -10,6 +10,7 @@ from qstash import AsyncQStash
 from tests.live import Live, a_relay
 from tests.sdk.clients import DEFAULT_USER, KINDS, Clients
 from tests.sdk.endpoint import Endpoint, an_endpoint
+from tests.sdk.ticking import Ticking, ticking_schedules
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +24,12 @@ async def clients(relay: Live) -> AsyncIterator[Clients]:
     clients = Clients(relay.url)
     yield clients
     await clients.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session", autouse=True)
+async def ticking(clients: Clients) -> AsyncIterator[Ticking]:
+    async with ticking_schedules(clients) as ticking:
+        yield ticking
 
 
 @pytest.fixture(params=KINDS)

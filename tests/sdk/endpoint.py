@@ -74,9 +74,9 @@ class Endpoint:
         """Say these one after the other, and the last one from then on."""
         self._answers = list(answers)
 
-    async def delivery(self, number: int = 0) -> Delivery:
+    async def delivery(self, number: int = 0, *, patience_s: float = _PATIENCE_S) -> Delivery:
         """The delivery of this number, counted from 0, as soon as it is there."""
-        async with asyncio.timeout(_PATIENCE_S), self._arrived:
+        async with asyncio.timeout(patience_s), self._arrived:
             await self._arrived.wait_for(lambda: len(self.deliveries) > number)
         return self.deliveries[number]
 

@@ -1,0 +1,147 @@
+"""No statement on the road of a message walks a table: what one costs does not grow with what is stored."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from relay.domain.delivery import Lease, State, released, settle
+from relay.domain.message import FlowControl
+from relay.domain.selection import Order, Selection
+from relay.ids import Ids
+from storage.protocol import ClaimTerms, Retention
+from storage.sql import archive, cancel, catalog, schedules
+from storage.sql.script import Script
+from storage.sqlite import driver, open_sqlite, work
+from storage.sqlite.driver import Connection
+from storage.sqlite.work import Acceptance
+from storage.sqlite.writer import Tx
+from tests.builders import NOW, TENANT, a_message, an_attempt
+from tests.contract.steps import EVERYTHING, LATER, LEASE_MS
+
+BIG = "messages", "message_labels", "deliveries", "events", "dead_letters", "dedup"
+
+
+class Explained:
+    """A connection that remembers how every statement was going to find its rows."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.statements: list[str] = []
+        connection.set_trace_callback(self.statements.append)
+
+    def plans(self) -> Sequence[tuple[str, str]]:
+        """(statement, step) for every step of everything that ran so far."""
+        self.connection.set_trace_callback(None)
+        found = []
+        for statement in dict.fromkeys(self.statements):
+            if statement.lstrip().upper().startswith(("SELECT", "WITH", "INSERT", "UPDATE", "DELETE")):
+                rows = self.connection.execute(f"EXPLAIN QUERY PLAN {statement}").fetchall()
+                found += [(statement, str(row[3])) for row in rows]
+        return found
+
+
+@pytest.fixture
+async def explained(tmp_path: Path) -> Explained:
+    path = tmp_path / "relay.db"
+    await (await open_sqlite(str(path))).close()
+    return Explained(driver.connect_writer(path))
+
+
+def scans(explained: Explained) -> Sequence[tuple[str, str]]:
+    """The steps that walk one of the big tables, named or by the alias it has in its statement."""
+    found = []
+    for statement, step in explained.plans():
+        words = step.split()
+        if words[0] != "SCAN":
+            continue
+        name = words[1]
+        if name in BIG or any(f" {table} {name} " in f"{statement} " for table in BIG):
+            found.append((statement, step))
+    return found
+
+
+def test_the_road_of_a_message_walks_no_table(explained: Explained) -> None:
+    with closing(explained.connection) as connection:
+        tx = Tx(connection, Ids())
+        plain = [a_message() for _ in range(3)]
+        rich = a_message(dedup_key=b"k" * 16, labels=("l",), flow=FlowControl(key="f"), max_retries=0)
+        waiting = [a_message(), a_message(not_before=LATER)]
+        terms = ClaimTerms(limit=4, lease_ms=LEASE_MS)
+        claims = work.publish(tx, [Acceptance([*plain, rich, *waiting], NOW, terms)])[0].claims
+        work.publish_again(tx, Acceptance(plain, NOW, None))
+        delivered, failed, given_back, dead = claims
+        work.settle(
+            tx,
+            [
+                [settle(delivered, an_attempt()), settle(failed, an_attempt(status=500))],
+                [
+                    released(given_back, now=NOW),
+                    settle(dead, an_attempt(status=500)),
+                    released(dead, now=NOW),
+                ],
+            ],
+        )
+        (claim, *_) = work.claim(tx, terms, NOW).claims
+        work.claim(tx, terms, NOW + LEASE_MS)
+        lease = Lease(tenant=TENANT, message_id=claim.message.id, claim_no=claim.claim_no)
+        work.renew(tx, [lease], LATER)
+        tx.run(
+            cancel.cancel(
+                TENANT, [message.id for message in (*plain, *waiting)], limit=9, now=NOW, position=tx.position
+            )
+        )
+        tx.run(archive.message(TENANT, rich.id))
+        tx.run(catalog.principal(b"h"))
+        tx.run(schedules.due_schedules(now=NOW, limit=5))
+        for _ in range(3):
+            tx.run(
+                archive.prune(Retention(events_before=LATER, dead_letters_before=LATER), now=LATER, limit=5)
+            )
+        assert len(explained.statements) > 40
+        assert scans(explained) == []
+
+
+def searches() -> Iterator[Script[object]]:
+    selections = (
+        EVERYTHING,
+        Selection(message_ids=(1, 2)),
+        Selection(labels=("l",)),
+        Selection(schedule_ids=("s",), hosts=("h",)),
+        Selection(url_groups=("g",)),
+        Selection(queues=("q",)),
+        Selection(flow_keys=("f",), labels=("l",)),
+        Selection(urls=("https://example.com/",), paths=("/",), caller_ips=("::1",)),
+        Selection(states=(State.FAILED,), from_at=NOW, to_at=LATER),
+    )
+    for selection in selections:
+        for order in Order:
+            yield archive.events(TENANT, selection, order=order, start=5, limit=10)
+            yield archive.dead_letters(TENANT, selection, order=order, start=None, limit=10)
+        yield cancel.selected(TENANT, selection, after=0, last=1 << 60, limit=10)
+    yield cancel.newest(TENANT)
+    yield archive.dead_letters(
+        TENANT, Selection(dead_letter_ids=(1,)), order=Order.LATEST_FIRST, start=None, limit=10
+    )
+
+
+def test_searches_go_by_keys_in_the_order_of_the_answer(explained: Explained) -> None:
+    with closing(explained.connection) as connection:
+        tx = Tx(connection, Ids())
+        work.publish(tx, [Acceptance([a_message(labels=("l",), queue="q")], NOW, None)])
+        for search in searches():
+            driver.run(connection, search)
+        assert scans(explained) == []
+        sorted_ = {statement for statement, step in explained.plans() if "TEMP B-TREE FOR ORDER BY" in step}
+        # Only what an index has narrowed to a few messages is ever sorted.
+        assert {statement for statement in sorted_ if "message_id IN" not in statement} == set()
+
+
+def test_rare_states_are_found_without_walking_the_common_ones(explained: Explained) -> None:
+    with closing(explained.connection) as connection:
+        selection = Selection(states=(State.FAILED, State.CANCELED))
+        driver.run(
+            connection, archive.events(TENANT, selection, order=Order.LATEST_FIRST, start=None, limit=10)
+        )
+        assert [step for _, step in explained.plans()] == ["SEARCH e USING INDEX events_unusual (tenant=?)"]

@@ -1,0 +1,101 @@
+"""Loops that run by themselves: restarted after a bug, watched, stopped in order."""
+
+import asyncio
+from typing import cast
+
+from relay.clock import FakeClock
+from relay.engine.engine import Engine
+from relay.engine.janitor import Janitor
+from relay.engine.scheduler import Scheduler
+from relay.engine.service import Service
+from tests.engine.stepped import Lines
+
+NOW = 1_800_000_000_000
+
+
+class Loops:
+    """All loops of a relay, ended by a bug as often as `bugs` says, and what was called in which order."""
+
+    def __init__(self, bugs: int = 0) -> None:
+        self.bugs = bugs
+        self.calls: list[str] = []
+        self.last_progress_at = NOW
+
+    async def claim_loop(self) -> None:
+        self.calls.append("claim")
+        if self.bugs:
+            self.bugs -= 1
+            raise ZeroDivisionError
+        await asyncio.Event().wait()
+
+    async def settle_loop(self) -> None:
+        self.calls.append("settle")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.calls.append("settle ended")
+
+    async def renew_loop(self) -> None:
+        await asyncio.Event().wait()
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        await stopping.wait()
+
+    async def drain(self, until: int) -> None:
+        self.calls.append(f"drained until {until - NOW}")
+
+
+def service(loops: Loops, clock: FakeClock, lines: Lines) -> Service:
+    return Service(
+        engine=cast(Engine, loops),
+        scheduler=cast(Scheduler, loops),
+        janitor=cast(Janitor, loops),
+        clock=clock,
+        log=lines,
+    )
+
+
+async def _turns() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_a_loop_that_breaks_is_logged_and_started_again_after_a_pause() -> None:
+    loops, clock, lines = Loops(bugs=1), FakeClock(NOW), Lines()
+    running = service(loops, clock, lines)
+    running.start()
+    await _turns()
+    assert loops.calls.count("claim") == 1
+    (broke,) = lines.named("loop.broke")
+    assert broke["loop"] == "claim"
+    clock.advance(1_000)
+    await _turns()
+    assert loops.calls.count("claim") == 2
+    await running.stop(NOW)
+
+
+async def test_settling_goes_on_until_everything_is_drained() -> None:
+    loops, clock = Loops(), FakeClock(NOW)
+    running = service(loops, clock, Lines())
+    running.start()
+    await _turns()
+    await running.stop(NOW + 5_000)
+    assert loops.calls[-2:] == ["drained until 5000", "settle ended"]
+
+
+async def test_a_loop_without_progress_makes_the_relay_unready() -> None:
+    loops, clock = Loops(), FakeClock(NOW)
+    running = service(loops, clock, Lines())
+    assert running.problems() == []
+    clock.advance(31_000)
+    assert running.problems() == [
+        "the claim loop has made no progress for 31 seconds",
+        "the scheduler has made no progress for 31 seconds",
+    ]
+
+
+async def test_a_relay_that_shuts_down_is_not_ready() -> None:
+    running = service(Loops(), FakeClock(NOW), Lines())
+    running.start()
+    await running.stop(NOW)
+    assert running.problems() == ["the relay is shutting down"]

@@ -1,0 +1,144 @@
+"""Who may speak to a relay that starts."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from relay.accounts import (
+    DEFAULT_TENANT,
+    Credentials,
+    development,
+    make_token,
+    production,
+    remember_shown,
+    token_hash,
+    user_id_of,
+)
+from relay.config import Config
+from relay.ids import random_name
+from signing import generate_key
+from storage.protocol import Storage
+from storage.sqlite import open_sqlite
+
+NOW = 1_800_000_000_000
+TOKEN = "a-token-of-our-own"
+READER = "a-token-that-only-reads"
+
+
+@pytest.fixture
+async def storage(tmp_path: Path) -> AsyncIterator[Storage]:
+    opened = await open_sqlite(f"sqlite:///{tmp_path}/relay.db")
+    yield opened
+    await opened.close()
+
+
+async def start(storage: Storage, config: Config | None = None) -> Credentials:
+    return await production(
+        storage, config or Config(), now=NOW, fresh_key=generate_key, fresh_name=random_name
+    )
+
+
+async def may_speak(storage: Storage, token: str) -> bool:
+    return await storage.principal(token_hash(token)) is not None
+
+
+async def test_the_four_published_identities_speak_each_for_itself(storage: Storage) -> None:
+    credentials = await development(storage, now=NOW)
+    assert credentials.token == "eyJVc2VySUQiOiJkZWZhdWx0VXNlciIsIlBhc3N3b3JkIjoiZGVmYXVsdFBhc3N3b3JkIn0="
+    tenants = set()
+    for user, password in [
+        ("defaultUser", "defaultPassword"),
+        ("testUser1", "testPassword"),
+        ("testUser2", "testPassword"),
+        ("testUser3", "testPassword"),
+    ]:
+        principal = await storage.principal(token_hash(make_token(user, password)))
+        assert principal is not None
+        assert not principal.read_only
+        tenants.add(principal.tenant)
+    assert len(tenants) == 4
+
+
+async def test_a_restart_in_development_keeps_rotated_keys(storage: Storage) -> None:
+    await development(storage, now=NOW)
+    await storage.rotate_keys(DEFAULT_TENANT, fresh="sig_fresh")
+    await development(storage, now=NOW)
+    tenant = await storage.tenant(DEFAULT_TENANT)
+    assert tenant is not None
+    assert tenant.next_key == "sig_fresh"
+
+
+async def test_the_first_start_makes_a_token_in_the_documented_shape_and_tells_it_once(
+    storage: Storage,
+) -> None:
+    first = await start(storage)
+    assert first.token is not None
+    tenant = await storage.tenant(DEFAULT_TENANT)
+    assert tenant is not None
+    assert user_id_of(first.token) == tenant.user_id
+    assert (first.current_key, first.next_key) == (tenant.current_key, tenant.next_key)
+    await remember_shown(storage, first)
+    second = await start(storage)
+    assert second.token is None
+    assert await may_speak(storage, first.token)
+
+
+async def test_a_token_nobody_has_seen_is_made_again(storage: Storage) -> None:
+    lost = await start(storage)
+    again = await start(storage)
+    assert again.token is not None
+    assert lost.token is not None
+    assert again.token != lost.token
+    assert await may_speak(storage, again.token)
+    assert not await may_speak(storage, lost.token)
+
+
+async def test_a_configured_token_replaces_every_other_at_once(storage: Storage) -> None:
+    generated = await start(storage)
+    await remember_shown(storage, generated)
+    configured = await start(storage, Config(token=TOKEN))
+    assert configured.token is None
+    assert await may_speak(storage, TOKEN)
+    assert generated.token is not None
+    assert not await may_speak(storage, generated.token)
+
+
+async def test_a_token_taken_out_of_the_configuration_stops_working(storage: Storage) -> None:
+    await start(storage, Config(token=TOKEN, readonly_token=READER))
+    reader = await storage.principal(token_hash(READER))
+    assert reader is not None
+    assert reader.read_only
+    after = await start(storage)
+    assert after.token is not None
+    assert not await may_speak(storage, TOKEN)
+    assert not await may_speak(storage, READER)
+
+
+async def test_configured_keys_are_taken_over_when_they_are_new(storage: Storage) -> None:
+    await start(storage)
+    config = Config(
+        token=TOKEN, current_signing_key="sig_configured_current", next_signing_key="sig_configured_next"
+    )
+    credentials = await start(storage, config)
+    assert (credentials.current_key, credentials.next_key) == (
+        "sig_configured_current",
+        "sig_configured_next",
+    )
+
+
+async def test_a_rotation_outlives_a_restart_with_the_same_configured_keys(storage: Storage) -> None:
+    config = Config(
+        token=TOKEN, current_signing_key="sig_configured_current", next_signing_key="sig_configured_next"
+    )
+    await start(storage, config)
+    await storage.rotate_keys(DEFAULT_TENANT, fresh="sig_fresh")
+    credentials = await start(storage, config)
+    assert (credentials.current_key, credentials.next_key) == ("sig_configured_next", "sig_fresh")
+
+
+@pytest.mark.parametrize(
+    "token", ["", "not base64!", "bm90IGpzb24=", "W10=", "eyJVc2VySUQiOjF9", "eyJVc2VySUQiOiIifQ=="]
+)
+def test_a_token_of_another_shape_names_nobody(token: str) -> None:
+    assert user_id_of(token) is None

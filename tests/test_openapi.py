@@ -1,0 +1,246 @@
+"""openapi.yaml describes the API: all of it, and nothing that is not there.
+
+Every test of the API holds each answer to the description; here the description is held to the answers: one tour
+must meet every status and every member it promises.
+"""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from relay.api.app import OPEN_ROUTES, ROUTES
+from relay.api.bodies import Bodies
+from relay.domain.errors import Unavailable
+from relay.domain.tenant import Limits
+from tests.api.rig import AUTHORIZATION, READ_ONLY, Rig, next_reply, running
+from tests.api.specification import ALIASES, Specification
+
+PUBLISH = "/v2/publish/https://example.com/hook"
+SCHEDULES = "/v2/schedules/https://example.com/hook"
+CRON = {"Upstash-Cron": "*/10 * * * *"}
+
+#: A request of every operation that can be refused for who asks.
+EVERYTHING = [
+    ("POST", PUBLISH),
+    ("POST", "/v2/batch"),
+    ("DELETE", "/v2/messages"),
+    ("GET", "/v2/messages/{message_id}"),
+    ("DELETE", "/v2/messages/{message_id}"),
+    ("GET", "/v2/schedules"),
+    ("POST", SCHEDULES),
+    ("GET", "/v2/schedules/{schedule_id}"),
+    ("DELETE", "/v2/schedules/{schedule_id}"),
+    ("PATCH", "/v2/schedules/{schedule_id}/pause"),
+    ("POST", "/v2/schedules/{schedule_id}/pause"),
+    ("PATCH", "/v2/schedules/{schedule_id}/resume"),
+    ("POST", "/v2/schedules/{schedule_id}/resume"),
+    ("GET", "/v2/dlq"),
+    ("DELETE", "/v2/dlq"),
+    ("POST", "/v2/dlq/retry"),
+    ("POST", "/v2/dlq/retry/{dlq_id}"),
+    ("GET", "/v2/dlq/{dlq_id}"),
+    ("DELETE", "/v2/dlq/{dlq_id}"),
+    ("GET", "/v2/events"),
+    ("GET", "/v2/logs"),
+    ("GET", "/v2/keys"),
+    ("POST", "/v2/keys/rotate"),
+]
+
+
+def test_the_description_is_valid_openapi() -> None:
+    OpenAPIV31SpecValidator(Specification().document).validate()
+
+
+def test_every_example_agrees_with_its_schema() -> None:
+    specification = Specification()
+    examples = list(specification.examples())
+    assert len(examples) > 50
+    for where, schema, example in examples:
+        assert specification.agrees(schema, example), where
+
+
+def test_every_route_is_described_and_every_description_is_a_route() -> None:
+    routes = {(route.method, _template(route.path)) for route in ROUTES}
+    routes |= {(method, path) for method, path, _ in OPEN_ROUTES}
+    assert set(Specification().operations()) == routes
+
+
+def test_every_operation_says_what_it_is() -> None:
+    specification = Specification()
+    operations = [specification.operation(*operation) for operation in specification.operations()]
+    assert all(operation["summary"] for operation in operations)
+    identifiers = [operation["operationId"] for operation in operations]
+    assert len(set(identifiers)) == len(identifiers)
+    known = {tag["name"] for tag in specification.document["tags"]}
+    assert {tag for operation in operations for tag in operation["tags"]} == known
+
+
+@pytest.fixture
+def specification() -> Specification:
+    return Specification()
+
+
+async def test_every_promised_status_and_member_is_met(tmp_path: Path, specification: Specification) -> None:
+    async with running(
+        tmp_path / "tour.db", specification, bodies=Bodies(idle_s=0.05), max_closing_s=0.05
+    ) as rig:
+        await successes(rig)
+        await refusals(rig)
+        await stalls(rig)
+        await outage(rig)
+    async with running(tmp_path / "small.db", specification, limits=Limits(max_batch_bytes=10)) as rig:
+        reply = await rig.call("POST", "/v2/batch", body=b" " * 11)
+        assert reply.status == 413
+    assert specification.promised() - specification.answered == set()
+    assert specification.promised_members() - specification.members == set()
+
+
+async def successes(rig: Rig) -> None:
+    """Everything that can be shown."""
+    every_setting = {
+        "Content-Type": "text/plain",
+        "Upstash-Forward-X": "y",
+        "Upstash-Label": "a,b",
+        "Upstash-Timeout": "5s",
+        "Upstash-Retry-Delay": "1000",
+        "Upstash-Delay": "1s",
+    }
+    for path in ("/healthz", "/readyz", "/metrics", "/v2/keys", "/v2/schedules", "/v2/dlq"):
+        assert (await rig.call("GET", path)).status == 200
+    schedule_id = await rig.schedule(headers=every_setting, body=b"text")
+    await rig.schedule(body=b"\xff")
+    assert (await rig.call("POST", PUBLISH, headers=CRON)).status == 200
+    message_id = await rig.fire(schedule_id)
+    assert message_id is not None
+    await rig.show(message_id)
+    await rig.show(await rig.publish(body=b"\xff"))
+    await rig.call("GET", "/v2/schedules")
+    await rig.fire(schedule_id, error="a reason")
+    await rig.show_schedule(schedule_id)
+    for verb in ("pause", "resume"):
+        for method in ("PATCH", "POST"):
+            assert (await rig.call(method, f"/v2/schedules/{schedule_id}/{verb}")).status == 200
+    rig.clock.advance(60_000)
+    await rig.attempt(500, headers=(("a", "b"),), body=b"\xff")
+    for path in ("/v2/events", "/v2/logs"):
+        assert (await rig.call("GET", path)).status == 200
+        assert "cursor" in (await rig.call("GET", f"{path}?count=1")).json
+    once = {"Upstash-Deduplication-Id": "once"}
+    assert [(await rig.call("POST", PUBLISH, headers=once)).status for _ in "12"] == [200, 202]
+    batch = [{"destination": "https://a.b", "headers": once}, {"destination": "?"}]
+    assert (await rig.call_json("POST", "/v2/batch", batch)).status == 200
+    waiting = await rig.publish(headers={"Upstash-Delay": "1h"})
+    assert (await rig.call("DELETE", f"/v2/messages/{waiting}")).status == 200
+    assert (await rig.call("DELETE", "/v2/messages")).status == 200
+    assert (await rig.call("DELETE", f"/v2/schedules/{schedule_id}")).status == 200
+    for body in (b"text", b"\xff"):
+        for _ in range(4):
+            await rig.publish(headers={"Upstash-Retries": "0"})
+        await rig.attempt(404, headers=(("a", "b"),), body=body)
+    ids = await rig.dead_letter_ids()
+    assert "cursor" in (await rig.call("GET", "/v2/dlq?count=1")).json
+    assert (await rig.call("GET", f"/v2/dlq/{ids[0]}")).status == 200
+    assert (await rig.call("DELETE", f"/v2/dlq/{ids[0]}")).status == 200
+    assert (await rig.call("POST", f"/v2/dlq/retry/{ids[1]}")).status == 201
+    assert "cursor" in (await rig.call("POST", "/v2/dlq/retry?count=1")).json
+    assert "cursor" in (await rig.call("DELETE", "/v2/dlq?count=1")).json
+    assert (await rig.call("POST", "/v2/keys/rotate")).status == 200
+
+
+async def refusals(rig: Rig) -> None:
+    """Everything that can be wrong with a request or with who sends it."""
+    unknown = {"message_id": "msg_0000000000001", "schedule_id": "scd_unknown", "dlq_id": "1-1"}
+    for method, template in EVERYTHING:
+        target = template.format(**unknown)
+        assert (await rig.call(method, target, token=None)).status == 401
+        if method != "GET":
+            assert (await rig.call(method, target, token=READ_ONLY)).status == 403
+        if template != target:
+            assert (await rig.call(method, target)).status == 404
+    assert (await rig.call("POST", "/v2/dlq/retry?dlqIds=1-1")).status == 404
+    for method, path in (
+        ("DELETE", "/v2/messages"),
+        ("GET", "/v2/dlq"),
+        ("DELETE", "/v2/dlq"),
+        ("POST", "/v2/dlq/retry"),
+        ("GET", "/v2/events"),
+        ("GET", "/v2/logs"),
+    ):
+        assert (await rig.call(method, f"{path}?labeel=a")).status == 400
+    large = b" " * ((1 << 20) + 1)
+    for method, path, headers in (
+        ("POST", PUBLISH, {}),
+        ("POST", SCHEDULES, CRON),
+        ("POST", "/v2/dlq/retry", {}),
+        ("POST", "/v2/dlq/retry/1-1", {}),
+    ):
+        for value, status in (("many", 400), ("1000000", 412)):
+            refused = await rig.call(method, path, headers={**headers, "Upstash-Retries": value})
+            assert refused.status == status
+    for method, path in (
+        ("POST", PUBLISH),
+        ("POST", SCHEDULES),
+        ("DELETE", "/v2/messages"),
+        ("DELETE", "/v2/dlq"),
+        ("POST", "/v2/dlq/retry"),
+    ):
+        assert (await rig.call(method, path, body=large)).status == 413
+    for retries, status in (("many", 400), ("1000000", 412)):
+        item = {"destination": "https://a.b", "headers": {"Upstash-Retries": retries}}
+        assert (await rig.call_json("POST", "/v2/batch", [item])).status == status
+    await unreadable_cron(rig)
+
+
+async def unreadable_cron(rig: Rig) -> None:
+    """A schedule in a time zone that was abolished after it was made."""
+    schedule_id = await rig.schedule()
+    await rig.spoil_cron(schedule_id)
+    for method in ("PATCH", "POST"):
+        assert (await rig.call(method, f"/v2/schedules/{schedule_id}/resume")).status == 400
+
+
+async def stalls(rig: Rig) -> None:
+    """Bodies that never come; large ones, since small publishes are cut off without a word."""
+    for method, path in (
+        ("POST", PUBLISH),
+        ("POST", "/v2/batch"),
+        ("POST", SCHEDULES),
+        ("DELETE", "/v2/messages"),
+        ("DELETE", "/v2/dlq"),
+        ("POST", "/v2/dlq/retry"),
+    ):
+        reader, writer = await rig.connect()
+        head = f"{method} {path} HTTP/1.1\r\nHost: a\r\nAuthorization: {AUTHORIZATION}\r\n"
+        writer.write(f"{head}Content-Length: 1000000\r\n\r\na".encode())
+        assert (await next_reply(reader)).status == 408
+        writer.close()
+
+
+async def outage(rig: Rig) -> None:
+    """Storage is gone; the callers are still known for a second."""
+    ids = {"message_id": await rig.publish(), "schedule_id": "scd_unknown", "dlq_id": "1-1"}
+    await rig.storage.close()
+    rig.publisher.fault = Unavailable("the relay is stopping")
+    rig.problems.append("storage does not answer")
+    requests = [(method, template.format(**ids)) for method, template in EVERYTHING]
+    bodies = {"/v2/batch": b'[{"destination":"https://a.b"}]'}
+    replies = await asyncio.gather(
+        rig.call("GET", "/readyz"),
+        *(
+            rig.call(method, target, body=bodies.get(target), headers=CRON if target == SCHEDULES else None)
+            for method, target in requests
+        ),
+    )
+    assert {reply.status for reply in replies} == {503}
+
+
+def _template(path: str) -> str:
+    """A route's path as OpenAPI spells it: parameters without the pattern they must match."""
+    head, brace, rest = path.partition("{")
+    if not brace:
+        return path
+    name, _, tail = rest.partition("}")
+    template = head + "{" + name.partition(":")[0] + "}" + tail.rpartition("}")[2]
+    return ALIASES.get(template, template)
