@@ -87,6 +87,14 @@ def default_parallelism(kind: GateKind) -> int | None:
 # --- who may pass
 
 
+def as_of(gate: Gate, now: int) -> Gate:
+    """The gate as it is written at `now`. A window from the future, left by a clock that was set back, begins now,
+    so that it is over a period from now at the latest."""
+    if gate.window_at is None or gate.window_at <= now:
+        return gate
+    return replace(gate, window_at=now)
+
+
 def permits(gate: Gate, now: int) -> int:
     """How many may pass at `now`, whoever they are."""
     if gate.paused:
@@ -122,7 +130,8 @@ def opens_at(gate: Gate, first_at: int | None, now: int) -> int | None:
     earliest = max(first_at, now)
     if _starts_left(gate, now) > 0:
         return earliest
-    return max(earliest, _window_start(gate, now) + gate.period_ms)
+    assert gate.window_at is not None
+    return max(earliest, gate.window_at + gate.period_ms)
 
 
 def shares(wants: Sequence[int], room: int) -> Sequence[int]:
@@ -138,10 +147,8 @@ def shares(wants: Sequence[int], room: int) -> Sequence[int]:
 
 
 def accepted(gate: Gate, limits: FlowControl | None, now: int) -> Gate:
-    """After a message was accepted: the limits it brought hold, except those that are pinned or that it left out."""
-    gate = replace(
-        gate, members=gate.members + 1, accepted=gate.accepted + 1, used_at=max(gate.used_at, now)
-    )
+    """After a message was accepted: the limits it brought hold, but for what is pinned or what it left out."""
+    gate = replace(gate, members=gate.members + 1, accepted=gate.accepted + 1, used_at=max(gate.used_at, now))
     if limits is None:
         return gate
     if limits.parallelism is not None and not gate.parallelism_pinned:
@@ -239,24 +246,12 @@ def _window_is_over(gate: Gate, now: int) -> bool:
     return gate.window_at is None or now >= gate.window_at + gate.period_ms
 
 
-def _window_start(gate: Gate, now: int) -> int:
-    """The start of a window that is not over. One in the future, after the clock was set back, counts as begun
-    now: so it is over a period from now at the latest."""
-    assert gate.window_at is not None
-    return min(gate.window_at, now)
-
-
 def _passed(gate: Gate, count: int, now: int) -> Gate:
+    if not count:
+        return gate
+    gate = replace(gate, held=gate.held + count)
     if gate.rate is None:
-        return replace(gate, held=gate.held + count) if count else gate
+        return gate
     if _window_is_over(gate, now):
-        if not count:
-            return gate
-        return replace(gate, held=gate.held + count, window_at=now, window_count=count)
-    # Written even when nobody passed: a window from the future must not begin anew at every look.
-    return replace(
-        gate,
-        held=gate.held + count,
-        window_at=_window_start(gate, now),
-        window_count=gate.window_count + count,
-    )
+        return replace(gate, window_at=now, window_count=count)
+    return replace(gate, window_count=gate.window_count + count)
