@@ -44,6 +44,7 @@ class GateKind(IntEnum):
 class Gate(Struct, frozen=True, kw_only=True):
     """One gate with its limits and its counts; a limit that is not set is None.
 
+    A queue that was deleted has no name any more, only messages to get rid of.
     `held` counts the slots in use, `members` the unfinished messages that name the gate, `accepted` all there ever
     were, which numbers the places in a queue. `window_count` starts were made in the window that began at
     `window_at`. `used_at` is when a message last came or went, `updated_at` when the settings last changed.
@@ -52,7 +53,7 @@ class Gate(Struct, frozen=True, kw_only=True):
     id: GateId
     tenant: TenantId
     kind: GateKind
-    name: str
+    name: str | None
     created_at: int
     updated_at: int
     used_at: int
@@ -88,9 +89,9 @@ def default_parallelism(kind: GateKind) -> int | None:
 
 
 def as_of(gate: Gate, now: int) -> Gate:
-    """The gate as it is written at `now`. A window from the future, left by a clock that was set back, begins now,
-    so that it is over a period from now at the latest."""
-    if gate.window_at is None or gate.window_at <= now:
+    """The gate by a clock that says `now`. A window from the far future, left by a clock that was set back, begins
+    now; one that is ahead by less than its period may be another node's and holds."""
+    if gate.window_at is None or gate.window_at - now <= gate.period_ms:
         return gate
     return replace(gate, window_at=now)
 

@@ -7,6 +7,7 @@ from relay.domain.delivery import Change
 from relay.domain.message import MessageId, TenantId
 from relay.domain.selection import Selection
 from storage.codec import ACTIVE
+from storage.sql import gates
 from storage.sql.script import Bulk, Parameters, Query, Script, marks, write
 from storage.sql.selection import conditions, instants, narrow
 
@@ -17,10 +18,12 @@ _EVENTS = Bulk("INSERT INTO events (tenant, position, at, change, message_id, re
 
 
 class Cancelled(NamedTuple):
-    """`ids` count as cancelled; `ended` of them were waiting and are gone."""
+    """`ids` count as cancelled; `ended` of them were waiting and are gone. At `opens_at` one of the gates that they
+    stood at or in may let others pass."""
 
     ids: Sequence[MessageId]
     ended: int
+    opens_at: int | None = None
 
 
 def newest(tenant: TenantId) -> Script[int]:
@@ -71,6 +74,7 @@ def cancel(
         """,
         bind.values,
     )
+    opens_at = None
     flying = [row[0] for row in rows if row[1] == ACTIVE]
     waiting = [row[0] for row in rows if row[1] != ACTIVE]
     if flying:
@@ -86,6 +90,7 @@ def cancel(
             f"DELETE FROM deliveries WHERE tenant = {bind(tenant)} AND id IN {bind.several(waiting)}",
             bind.values,
         )
+        opens_at = yield from gates.withdrawn(tenant, waiting, now)
     for id_, state, _, key in rows:
         if key is not None and state != ACTIVE:
             yield Query(
@@ -105,4 +110,4 @@ def cancel(
             for id_, state, retried, _ in rows
         ],
     )
-    return Cancelled([row[0] for row in rows], len(waiting))
+    return Cancelled([row[0] for row in rows], len(waiting), opens_at)

@@ -75,6 +75,14 @@ def write(bulk: Bulk, rows: Sequence[Row]) -> Script[None]:
     yield from bulk.queries(rows)
 
 
+def read(bulk: Bulk, rows: Sequence[Row]) -> Script[Sequence[Row]]:
+    """Run a bulk query over the rows; everything it answers."""
+    found: list[Row] = []
+    for query in bulk.queries(rows):
+        found += yield query
+    return found
+
+
 def slices(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """Consecutive parts of at most `size`."""
     for start in range(0, len(values), size):

@@ -23,8 +23,11 @@ async def accept(storage: Storage, *messages: Message, now: int = NOW) -> Publis
 
 
 async def start(storage: Storage, *messages: Message, now: int = NOW) -> Sequence[Claim]:
-    """Publish and take at once."""
-    return (await storage.publish(messages, now=now, claim=TERMS)).claims
+    """Publish and take at once; if one of them has a gate to pass, then with a claim of all that is due."""
+    claims = (await storage.publish(messages, now=now, claim=TERMS)).claims
+    if any(message.flow is not None or message.origin.queue is not None for message in messages):
+        claims = [*claims, *await take(storage, now=now)]
+    return claims
 
 
 async def take(storage: Storage, *, now: int = NOW) -> Sequence[Claim]:

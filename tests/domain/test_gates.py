@@ -149,6 +149,8 @@ def test_a_clock_that_was_set_back_holds_nobody_longer_than_a_period() -> None:
     passing, gate = admit(gate, waiters(NOW), room=9, now=NOW)
     assert (passing, gate.window_at) == ([], NOW)
     assert as_of(gate, NOW + 1) == gate
+    ahead = a_gate(rate=1, window_at=NOW + PERIOD_MS, window_count=1)
+    assert as_of(ahead, NOW) == ahead
     assert permits(gate, NOW + PERIOD_MS) == 1
 
 
