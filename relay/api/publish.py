@@ -1,4 +1,4 @@
-"""Publishing: one message, or a batch of them."""
+"""Publishing: one message, now or in its turn in a queue, or a batch of them."""
 
 import asyncio
 from collections.abc import Iterable, Sequence
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import msgspec
 from aiohttp import web
+from msgspec.structs import replace
 
 from relay.api.answer import Answer, answer_of, json_answer
 from relay.api.auth import Caller
@@ -17,10 +18,12 @@ from relay.domain.message import Message, MessageId
 from relay.domain.publish import message_of
 from relay.wire.headers import parse_draft
 from relay.wire.json import receipt_json
-from relay.wire.target import parse_destination, split_target
+from relay.wire.target import parse_destination, queue_name, split_queue, split_target
 
 #: What stands before the destination in the raw request target.
 PREFIX = "/v2/publish/"
+#: What stands before the name of the queue.
+ENQUEUE_PREFIX = "/v2/enqueue/"
 _CRON = "upstash-cron"
 
 #: Items of one batch: as many as are read in a fraction of a second.
@@ -53,17 +56,21 @@ async def publish(
     headers: Iterable[tuple[str, str]],
     body: bytes,
     peer_ip: str | None,
+    *,
+    prefix: str = PREFIX,
+    queue: str | None = None,
 ) -> Answer:
     """Publish the message that a request describes; with Upstash-Cron, create a schedule instead.
 
+    `prefix` stands before the destination in the target; `queue` is where the message waits its turn.
     Needs no more of the request than these values, so that it can be called before there is a router. The caller
     may write, as `Caller.require_write` says. Raises `RelayError`.
     """
     headers = tuple(headers)
-    target = split_target(raw_target, PREFIX)
+    target = split_target(raw_target, prefix)
     caller_ip = caller_address(services, peer_ip, headers)
     if any(name.lower() == _CRON for name, _ in (*headers, *target.config)):
-        return await put_schedule(services, caller, target, headers, body, caller_ip)
+        return await put_schedule(services, caller, target, headers, body, caller_ip, queue=queue)
     now = services.clock.now()
     draft = parse_draft(
         headers,
@@ -75,10 +82,27 @@ async def publish(
         config=target.config,
         authorization_is_ours=caller.authorization_is_ours,
     )
+    if queue is not None:
+        draft = replace(draft, queue=queue)
     message = message_of(draft, tenant=caller.tenant, id=MessageId(services.ids.next(now)), now=now)
     (receipt,) = await services.publisher.publish((message,))
     return json_answer(
         receipt_json(receipt, message.request.url), status=202 if receipt.deduplicated else 200
+    )
+
+
+async def enqueue(services: Services, caller: Caller, request: web.Request) -> Answer:
+    body = await services.bodies.read(request, services.limits.max_message_bytes, "the message body")
+    queue, prefix = split_queue(request.raw_path, ENQUEUE_PREFIX)
+    return await publish(
+        services,
+        caller,
+        request.raw_path,
+        headers_of(request),
+        body,
+        request.remote,
+        prefix=prefix,
+        queue=queue,
     )
 
 
@@ -133,8 +157,7 @@ def _items_of(body: bytes) -> Sequence[BatchItem]:
 def _message_of(
     services: Services, caller: Caller, item: BatchItem, caller_ip: str | None, now: int
 ) -> Message:
-    if item.queue:
-        raise Invalid("queue", "is not offered by this version")
+    queue = None if item.queue is None else queue_name(item.queue, "queue")
     draft = parse_draft(
         (item.headers or {}).items(),
         url=single_destination(parse_destination(item.destination)),
@@ -143,4 +166,6 @@ def _message_of(
         now=now,
         limits=services.limits,
     )
+    if queue is not None:
+        draft = replace(draft, queue=queue)
     return message_of(draft, tenant=caller.tenant, id=MessageId(services.ids.next(now)), now=now)

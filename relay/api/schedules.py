@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from relay.api.answer import DONE, Answer, json_answer
 from relay.api.auth import Caller
@@ -36,8 +37,11 @@ async def put(
     headers: Sequence[tuple[str, str]],
     body: bytes,
     caller_ip: str | None,
+    *,
+    queue: str | None = None,
 ) -> Answer:
-    """Create the schedule that the headers describe, or replace the one whose id they name."""
+    """Create the schedule that the headers describe, or replace the one whose id they name. Its messages go to
+    `queue`, or to the one that the headers name."""
     now = services.clock.now()
     wanted = parse_schedule(
         headers,
@@ -53,7 +57,7 @@ async def put(
         tenant=caller.tenant,
         id=wanted.schedule_id or random_name("scd_"),
         cron=wanted.cron.text,
-        draft=wanted.draft,
+        draft=wanted.draft if queue is None else replace(wanted.draft, queue=queue),
         created_at=now,
         revision=_FIRST_REVISION,
         catch_up=wanted.catch_up,

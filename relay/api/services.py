@@ -12,7 +12,7 @@ from relay.domain.message import Message, TenantId
 from relay.domain.tenant import Limits
 from relay.ids import Ids
 from relay.log import Log
-from storage.protocol import Archive, Catalog, Inbox, Receipt, Schedules
+from storage.protocol import Archive, Catalog, Gates, Inbox, Receipt, Schedules
 
 
 class Publisher(Protocol):
@@ -23,7 +23,7 @@ class Publisher(Protocol):
         ...
 
 
-class Store(Inbox, Schedules, Catalog, Archive, Protocol):
+class Store(Inbox, Schedules, Gates, Catalog, Archive, Protocol):
     """The roles of storage that answer requests."""
 
 

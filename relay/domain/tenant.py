@@ -24,6 +24,11 @@ class Limits(Struct, frozen=True, kw_only=True):
     #: An attempt without a timeout of its own.
     default_timeout_ms: int = 15 * _MINUTE_MS
     max_schedules: int = 10_000
+    max_queues: int = 10_000
+    #: Lanes of one queue.
+    max_queue_parallelism: int = 1_000
+    #: Attempts in flight at once.
+    max_parallelism: int = 1_000
     max_labels: int = 20
     #: Characters of one label.
     max_label_length: int = 256

@@ -25,7 +25,7 @@ from relay.wire.settings import FIELD_NAME, READERS, SETTINGS, AboveLimitError, 
 from relay.wire.target import parse_url
 
 #: What this version has no delivery for; its headers are refused. Take a word out when it is delivered.
-NOT_OFFERED = frozenset({"callbacks", "flow control", "queues", "workflows"})
+NOT_OFFERED = frozenset({"callbacks", "workflows"})
 
 #: Characters of all header fields that go out with a message: common servers refuse more.
 MAX_FORWARDED_LENGTH = 64 << 10

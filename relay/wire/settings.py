@@ -25,7 +25,7 @@ MAX_FLOW_KEY_LENGTH = 1024
 #: What may be the name of a header field.
 FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
-_MAX_FLOW_LIMIT = (1 << 31) - 1
+MAX_FLOW_LIMIT = (1 << 31) - 1
 _NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_NAME_LENGTH}}}")
 _UNIX_SECONDS = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,18}))?")
 _REDACTED_HEADER = re.compile(r"headers?\[([^\[\]]*)\]", re.IGNORECASE)
@@ -208,8 +208,8 @@ def _flow_limit(members: dict[str, str], name: str) -> int | None:
     text = members.get(name)
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) <= 10 and 1 <= int(text) <= _MAX_FLOW_LIMIT):
-        raise ValueError(f"has a {name}, {quoted(text)}, that is not a number from 1 to {_MAX_FLOW_LIMIT}")
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and 1 <= int(text) <= MAX_FLOW_LIMIT):
+        raise ValueError(f"has a {name}, {quoted(text)}, that is not a number from 1 to {MAX_FLOW_LIMIT}")
     return int(text)
 
 
