@@ -17,19 +17,9 @@ PUBLISHES: list[tuple[str, dict[str, Any]]] = [
     ("Upstash-Failure-Callback", {"failure_callback": URL}),
     ("Upstash-Callback-Retries", {"callback_headers": {"Retries": "1"}}),
     ("Upstash-Failure-Callback-Retries", {"failure_callback_headers": {"Retries": "1"}}),
-    ("Upstash-Flow-Control-Key", {"flow_control": {"key": "k", "parallelism": 1}}),
 ]
 
 CALLS: list[tuple[str, Callable[[AsyncQStash], Awaitable[object]]]] = [
-    ("/v2/queues", lambda client: client.queue.upsert("q")),
-    ("/v2/queues", lambda client: client.queue.get("q")),
-    ("/v2/queues", lambda client: client.queue.list()),
-    ("/v2/queues", lambda client: client.queue.delete("q")),
-    ("/v2/queues", lambda client: client.queue.pause("q")),
-    ("/v2/queues", lambda client: client.queue.resume("q")),
-    ("/v2/enqueue", lambda client: client.message.enqueue(queue="q", url=URL)),
-    ("/v2/enqueue", lambda client: client.message.enqueue_json(queue="q", url=URL, body={})),
-    ("queue", lambda client: client.message.batch([{"url": URL, "queue": "q"}])),
     ("/v2/topics", lambda client: client.url_group.upsert_endpoints("g", [{"url": URL}])),
     ("/v2/topics", lambda client: client.url_group.remove_endpoints("g", [{"url": URL}])),
     ("/v2/topics", lambda client: client.url_group.get("g")),
@@ -38,17 +28,6 @@ CALLS: list[tuple[str, Callable[[AsyncQStash], Awaitable[object]]]] = [
     ("URL groups", lambda client: client.message.publish(url_group="g")),
     ("URL groups", lambda client: client.message.batch([{"url_group": "g"}])),
     ("URL groups", lambda client: client.schedule.create(destination="g", cron="@daily")),
-    ("/v2/flowControl", lambda client: client.flow_control.get("k")),
-    ("/v2/flowControl", lambda client: client.flow_control.pause("k")),
-    ("/v2/flowControl", lambda client: client.flow_control.resume("k")),
-    ("/v2/flowControl", lambda client: client.flow_control.pin("k", {"parallelism": 1})),
-    ("/v2/flowControl", lambda client: client.flow_control.unpin("k", {"parallelism": True})),
-    ("/v2/flowControl", lambda client: client.flow_control.reset_rate("k")),
-    ("/v2/globalParallelism", lambda client: client.flow_control.get_global_parallelism()),
-    (
-        "Upstash-Queue-Name",
-        lambda client: client.schedule.create(destination=URL, cron="@daily", queue="q"),
-    ),
 ]
 
 
