@@ -4,11 +4,15 @@ What a gate decides is decided in `relay/domain/gates.py`; here its row is read,
 is written in the transaction of whatever caused it. Every script that changes gates ends with `_save`, which looks
 who is first in line and writes when the gate opens.
 
-Gates come before deliveries and queues before keys, the lower number first: wherever rows are locked, that is the
-order, so that no two transactions wait for each other.
+Whoever changes what waits at a gate has locked the gate, which keeps the counts and `opens_at` true whatever else
+goes on. Locks are taken in one order, so that no two transactions wait for each other: gates before deliveries and
+queues before keys, the lower number first. Letting somebody pass waits for nobody: it leaves alone whatever is
+locked. That forgets nobody either, because an open gate stays open until it was served, and whoever has it locked
+writes anew when it opens.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -33,7 +37,7 @@ from relay.domain.gates import (
 from relay.domain.message import Message, TenantId
 from storage.codec import ACTIVE, CREATED, GATE_COLUMNS, RETRY, gate_of, gate_row
 from storage.protocol import FlowKey
-from storage.sql.script import Bulk, Parameters, Query, Script, marks, read, slices, write
+from storage.sql.script import Bulk, Collision, Parameters, Query, Script, marks, read, slices, typed, write
 
 #: Gates that one claim looks at, and messages that take a lane of one queue in it.
 _GATES = 64
@@ -46,24 +50,24 @@ _NOTHING = "paused, parallelism_pinned, rate_pinned, held, window_count, members
 _ENSURE = Bulk(
     f"INSERT INTO gates ({_NEW}, {_NOTHING})",
     f"({', '.join('?' * 8)}, 0, 0, 0, 0, 0, 0, 0)",
-    " ON CONFLICT (tenant, kind, name) DO NOTHING",
+    " ON CONFLICT (tenant, kind, name) DO NOTHING RETURNING id",
 )
 _NAMED = Bulk(
     "WITH k (tenant, kind, name) AS (",
-    marks(3),
+    typed("bigint", "bigint", "text"),
     f""") SELECT {_READ}
     FROM k CROSS JOIN gates g WHERE g.tenant = k.tenant AND g.kind = k.kind AND g.name = k.name""",
 )
 #: The first in line at each gate: at a key when it is due, at a queue its number.
 _FIRSTS = Bulk(
     "WITH k (id) AS (",
-    marks(1),
+    typed("bigint"),
     ") SELECT k.id, (SELECT min(w.place) FROM gated w WHERE w.waits_at = k.id) FROM k",
 )
 _CHANGING = [name for name in GATE_COLUMNS.split(", ") if name not in ("id", "tenant", "kind", "created_at")]
 _SAVE = Bulk(
     f"WITH j ({GATE_COLUMNS}, opens_at) AS (",
-    marks(19),
+    typed(*("text" if name == "name" else "bigint" for name in GATE_COLUMNS.split(", ")), "bigint"),
     f""") UPDATE gates SET {", ".join(f"{name} = j.{name}" for name in (*_CHANGING, "opens_at"))}
     FROM j WHERE gates.id = j.id""",
 )
@@ -74,21 +78,21 @@ _INSERT = Bulk(
 )
 _OF = Bulk(
     "WITH k (tenant, id) AS (",
-    marks(2),
+    typed("bigint", "bigint"),
     """) SELECT v.tenant, v.id, v.queue, v.flow, v.has_slot, v.eligible_at
     FROM k CROSS JOIN gated v WHERE v.tenant = k.tenant AND v.id = k.id""",
 )
-_DELETE = Bulk("DELETE FROM gated WHERE (tenant, id) IN (", marks(2), ")")
+_DELETE = Bulk("DELETE FROM gated WHERE (tenant, id) IN (", typed("bigint", "bigint"), ")")
 _STAND = Bulk(
     "WITH j (tenant, id, eligible_at, waits_at, place, has_slot) AS (",
-    marks(6),
+    typed(*["bigint"] * 6),
     """) UPDATE gated
     SET eligible_at = j.eligible_at, waits_at = j.waits_at, place = j.place, has_slot = j.has_slot
     FROM j WHERE gated.tenant = j.tenant AND gated.id = j.id""",
 )
 _DUE = Bulk(
     "WITH j (tenant, id, due_at) AS (",
-    marks(3),
+    typed(*["bigint"] * 3),
     """) UPDATE deliveries SET due_at = j.due_at
     FROM j WHERE deliveries.tenant = j.tenant AND deliveries.id = j.id""",
 )
@@ -97,11 +101,19 @@ _LOST = Bulk(
     SET state = CASE WHEN retried = 0 THEN {CREATED} ELSE {RETRY} END, due_at = NULL, claimed_at = NULL,
         lost_leases = lost_leases + 1
     WHERE (tenant, id) IN (""",
-    marks(2),
+    typed("bigint", "bigint"),
     ")",
 )
+_STILL_LOST = Bulk(
+    "WITH k (tenant, id, now) AS (",
+    typed(*["bigint"] * 3),
+    f""") SELECT d.tenant, d.id FROM k CROSS JOIN deliveries d
+    WHERE d.tenant = k.tenant AND d.id = k.id AND d.state = {ACTIVE} AND d.due_at <= k.now
+    AND d.cancel_requested = 0 /*FOR UPDATE OF d SKIP LOCKED*/""",
+)
 
-_Key = tuple[TenantId, GateKind, str]
+#: What names a gate.
+Key = tuple[TenantId, GateKind, str]
 
 
 class Waiter(NamedTuple):
@@ -133,15 +145,13 @@ def accept(arrivals: Sequence[tuple[Message, int]]) -> Script[int | None]:
 
     Returns the earliest instant at which one of the gates opens.
     """
-    keys: dict[_Key, int] = {}
-    for message, now in arrivals:
-        keys.update(dict.fromkeys(_keys_of(message), now))
+    keys = keys_in(arrivals)
     gates = yield from _ensured(keys)
     rows = []
     for message, now in arrivals:
         seq = 0
         ids: dict[GateKind, GateId] = {}
-        for key in _keys_of(message):
+        for key in keys_of(message):
             kind = key[1]
             limits = message.flow if kind is GateKind.FLOW else None
             gates[key] = gate = accepted(as_of(gates[key], now), limits, now)
@@ -164,7 +174,7 @@ def settled(rests: Sequence[Rest]) -> Script[int | None]:
     """
     rests_by_id = {(rest.tenant, rest.id): rest for rest in rests}
     rows = yield from read(_OF, list(rests_by_id))
-    gates = yield from _numbered(gate for row in rows for gate in row[2:4])
+    gates = yield from _numbered([row[2] for row in rows], [row[3] for row in rows])
     finished = []
     standing = []
     for tenant, id_, queue, flow, has_slot, _ in rows:
@@ -191,7 +201,7 @@ def withdrawn(tenant: TenantId, ids: Sequence[int], now: int) -> Script[int | No
         " RETURNING queue, flow, has_slot",
         bind.values,
     )
-    gates = yield from _numbered(gate for row in rows for gate in row[:2])
+    gates = yield from _numbered([row[0] for row in rows], [row[1] for row in rows])
     for queue, flow, has_slot in rows:
         if has_slot:
             gates[queue] = freed(gates[queue])
@@ -205,7 +215,11 @@ def back_in_line(lost: Sequence[tuple[TenantId, int]], now: int) -> Script[set[t
     The slot of the lost attempt is given back with the same statement that ends its claim. A lane is kept.
     """
     rows = [row for row in (yield from read(_OF, lost)) if row[3] is not None]
-    gates = yield from _numbered(row[3] for row in rows)
+    gates = yield from _numbered((), [row[3] for row in rows], wait=False)
+    found = yield from read(_STILL_LOST, [(row[0], row[1], now) for row in rows if row[3] in gates])
+    still = {(row[0], row[1]) for row in found}
+    rows = [row for row in rows if (row[0], row[1]) in still]
+    gates = {row[3]: gates[row[3]] for row in rows}
     for row in rows:
         gates[row[3]] = freed(gates[row[3]])
     identities = [(row[0], row[1]) for row in rows]
@@ -230,20 +244,27 @@ def next_opening() -> Script[int | None]:
 def open_gates(kind: GateKind, now: int) -> Script[Sequence[Gate]]:
     """Those that are open, the ones that were not looked at for longest first, as many as one claim can serve."""
     rows = yield Query(
-        f"SELECT {_READ} FROM gates g WHERE g.opens_at <= ?1 AND g.kind = ?2 ORDER BY g.opens_at, g.id LIMIT ?3",
+        f"SELECT {_READ} FROM gates g WHERE g.opens_at <= ?1 AND g.kind = ?2 ORDER BY g.opens_at, g.id LIMIT ?3"
+        " /*FOR UPDATE SKIP LOCKED*/",
         (now, kind.value, _GATES),
     )
     return [gate_of(row) for row in rows]
 
 
-def give_lanes(queues: Sequence[Gate], now: int) -> Script[None]:
-    """Let the first in line of each queue take the free lanes: they become due, or go on to their key."""
+def give_lanes(queues: Sequence[Gate], now: int) -> Script[int | None]:
+    """Let the first in line of each queue take the free lanes: they become due, or go on to their key.
+
+    Returns the earliest due time that was written. Nobody goes on to a key that somebody has locked, and nobody
+    overtakes who has to wait for that: the queue stays open.
+    """
     line = yield from _line({queue.id: min(permits(queue, now), _LANES) for queue in queues}, None)
-    gates = yield from _numbered(waiter.flow for waiters in line.values() for waiter in waiters)
+    flows = [waiter.flow for waiters in line.values() for waiter in waiters]
+    gates = yield from _numbered((), flows, wait=False)
     standing = []
     due = []
     for queue in queues:
-        passing, gates[queue.id] = admit(queue, line[queue.id], room=_LANES, now=now)
+        able = takewhile(lambda one: one.flow is None or one.flow in gates, line[queue.id])
+        passing, gates[queue.id] = admit(queue, list(able), room=_LANES, now=now)
         for one in passing:
             place = None if one.flow is None else one.eligible_at
             standing.append((one.tenant, one.id, one.eligible_at, one.flow, place, 1))
@@ -252,6 +273,7 @@ def give_lanes(queues: Sequence[Gate], now: int) -> Script[None]:
     yield from write(_STAND, standing)
     yield from write(_DUE, due)
     yield from _save(gates.values(), now)
+    return min((one[2] for one in due), default=None)
 
 
 def give_permits(
@@ -291,7 +313,7 @@ def change(
 ) -> Script[tuple[bool, int | None]]:
     """Whether there is such a gate, or could be made, and when it opens after the change."""
     key = (tenant, kind, name)
-    gates = yield from _named([key])
+    gates = yield from _held([key])
     if not gates:
         if not create:
             return False, None
@@ -302,14 +324,17 @@ def change(
             )
             if count[0][0] >= limit:
                 return False, None
-        gates = yield from _ensured({key: now})
+        yield from ensure({key: now})
+        gates = yield from _held([key])
+        if not gates:
+            raise Collision
     opening = yield from _changed(changed(as_of(gates[key], now), change, now), now)
     return True, opening
 
 
 def retire(tenant: TenantId, name: str, now: int) -> Script[GateId | None]:
     """Take a queue out of sight and stop it, so that its messages can be cancelled in bites."""
-    gates = yield from _named([(tenant, GateKind.QUEUE, name)])
+    gates = yield from _held([(tenant, GateKind.QUEUE, name)])
     for gate in gates.values():
         yield from _changed(replace(gate, name=None, paused=True), now)
         return gate.id
@@ -344,7 +369,7 @@ def forget(now: int, *, limit: int) -> Script[int]:
         DELETE FROM gates WHERE id IN (
             SELECT id FROM gates
             WHERE kind = 2 AND members = 0 AND paused = 0 AND parallelism_pinned = 0 AND rate_pinned = 0
-            AND used_at <= ?1 ORDER BY used_at LIMIT ?2
+            AND used_at <= ?1 ORDER BY used_at LIMIT ?2 /*FOR UPDATE SKIP LOCKED*/
         ) RETURNING 1
         """,
         (now - KEY_LIFETIME_MS, limit),
@@ -397,16 +422,78 @@ def in_flight(tenant: TenantId, *, until: int) -> Script[int]:
     return int(rows[0][0])
 
 
+# --- locking, where there are many writers
+
+
+def lock(members: Sequence[tuple[int, int]], keys: Mapping[Key, int]) -> Script[Sequence[GateId]]:
+    """Lock the gates of living deliveries and those with these names, which are made when there are none.
+
+    Before anything else is locked that others lock after their gates. Gates are made before any is locked: whoever
+    makes one of the same name waits, and so must hold none. Returns those that were made here.
+    """
+    rows = yield from read(_OF, members)
+    known = yield from _named(list(keys))
+    made: Sequence[GateId] = ()
+    if len(known) < len(keys):
+        made = yield from ensure({key: now for key, now in keys.items() if key not in known})
+        known = yield from _named(list(keys))
+    queues, flows = ids_by_kind(known)
+    locked = yield from _numbered([*queues, *(row[2] for row in rows)], [*flows, *(row[3] for row in rows)])
+    if len(by_key(locked.values(), keys)) < len(keys):
+        raise Collision
+    return made
+
+
+def ensure(keys: Mapping[Key, int]) -> Script[Sequence[GateId]]:
+    """Make gates, each at the instant given, in the order of their names; returns those that were made here."""
+    rows = yield from read(
+        _ENSURE,
+        [
+            (*key, keys[key], keys[key], keys[key], default_parallelism(key[1]), 1000)
+            for key in sorted(keys, key=lambda key: (key[1], key[0], key[2]))
+        ],
+    )
+    return [row[0] for row in rows]
+
+
+def unmake(made: Sequence[GateId]) -> Script[None]:
+    """Delete those of the gates that were made for messages which turned out to be duplicates."""
+    for part in slices(made, _SLICE):
+        bind = Parameters()
+        yield Query(f"DELETE FROM gates WHERE id IN {bind.several(part)} AND accepted = 0", bind.values)
+
+
+def ids_by_kind(gates: Mapping[Key, Gate]) -> tuple[Sequence[GateId], Sequence[GateId]]:
+    """Queues and keys."""
+    queues = [gate.id for key, gate in gates.items() if key[1] is GateKind.QUEUE]
+    return queues, [gate.id for key, gate in gates.items() if key[1] is GateKind.FLOW]
+
+
+def by_key(gates: Iterable[Gate], keys: Iterable[Key]) -> dict[Key, Gate]:
+    """Those of the gates that still have one of these names."""
+    wanted = set(keys)
+    named = {(gate.tenant, gate.kind, gate.name or ""): gate for gate in gates if gate.name is not None}
+    return {key: gate for key, gate in named.items() if key in wanted}
+
+
 # --- parts
 
 
-def _keys_of(message: Message) -> Sequence[_Key]:
+def keys_of(message: Message) -> Sequence[Key]:
     """The gates a message names, in the order it has to pass them."""
-    keys: list[_Key] = []
+    keys: list[Key] = []
     if message.origin.queue is not None:
         keys.append((message.tenant, GateKind.QUEUE, message.origin.queue))
     if message.flow is not None:
         keys.append((message.tenant, GateKind.FLOW, message.flow.key))
+    return keys
+
+
+def keys_in(arrivals: Sequence[tuple[Message, int]]) -> dict[Key, int]:
+    """The gates that messages name, each with the instant of the last that names it."""
+    keys: dict[Key, int] = {}
+    for message, now in arrivals:
+        keys.update(dict.fromkeys(keys_of(message), now))
     return keys
 
 
@@ -416,33 +503,37 @@ def _leave(gates: dict[GateId, Gate], ids: Iterable[GateId | None], at: int) -> 
             gates[id_] = left(gates[id_], at)
 
 
-def _ensured(keys: Mapping[_Key, int]) -> Script[dict[_Key, Gate]]:
+def _ensured(keys: Mapping[Key, int]) -> Script[dict[Key, Gate]]:
     """The gates with these names, made at the instant given when there are none."""
     gates = yield from _named(list(keys))
-    fresh = [
-        (*key, now, now, now, default_parallelism(key[1]), 1000)
-        for key, now in keys.items()
-        if key not in gates
-    ]
-    if fresh:
-        yield from write(_ENSURE, fresh)
+    if len(gates) < len(keys):
+        yield from ensure({key: now for key, now in keys.items() if key not in gates})
         gates = yield from _named(list(keys))
     return gates
 
 
-def _named(keys: Sequence[_Key]) -> Script[dict[_Key, Gate]]:
-    ordered: list[_Key] = sorted(keys, key=lambda key: (key[1], key[2], key[0]))
-    rows = yield from read(_NAMED, ordered)
-    gates = [gate_of(row) for row in rows]
+def _named(keys: Sequence[Key]) -> Script[dict[Key, Gate]]:
+    gates = [gate_of(row) for row in (yield from read(_NAMED, keys))]
     return {(gate.tenant, gate.kind, gate.name or ""): gate for gate in gates}
 
 
-def _numbered(ids: Iterable[GateId | None]) -> Script[dict[GateId, Gate]]:
+def _held(keys: Sequence[Key]) -> Script[dict[Key, Gate]]:
+    """The gates with these names that there are, locked."""
+    found = yield from _named(keys)
+    return by_key((yield from _numbered(*ids_by_kind(found))).values(), keys)
+
+
+def _numbered(
+    queues: Iterable[GateId | None], flows: Iterable[GateId | None], *, wait: bool = True
+) -> Script[dict[GateId, Gate]]:
+    """These gates, locked in order; without `wait` only those that nobody else has locked."""
+    lock = "/*FOR UPDATE*/" if wait else "/*FOR UPDATE SKIP LOCKED*/"
     gates: dict[GateId, Gate] = {}
-    for part in slices(sorted({id_ for id_ in ids if id_ is not None}), _SLICE):
+    ordered = [id_ for ids in (queues, flows) for id_ in sorted({id_ for id_ in ids if id_ is not None})]
+    for part in slices(ordered, _SLICE):
         bind = Parameters()
         rows = yield Query(
-            f"SELECT {_READ} FROM gates g WHERE g.id IN {bind.several(part)} ORDER BY g.kind, g.id",
+            f"SELECT {_READ} FROM gates g WHERE g.id IN {bind.several(part)} ORDER BY g.kind, g.id {lock}",
             bind.values,
         )
         gates.update((row[0], gate_of(row)) for row in rows)
@@ -484,17 +575,19 @@ def _within(waiters: Sequence[Waiter], max_bytes: int | None) -> Sequence[Waiter
 def _changed(gate: Gate, now: int) -> Script[int | None]:
     """Write a gate that somebody changed. Whoever has a lane of a queue and was never attempted stands in line
     again, first as before: so a pause or a lower limit holds for all that has not begun."""
-    gates = {}
+    gates: dict[GateId, Gate] = {}
     if gate.kind is GateKind.QUEUE:
+        rows = yield Query("SELECT flow FROM gated WHERE queue = ?1 AND has_slot = 1", (gate.id,))
+        gates = yield from _numbered((), [row[0] for row in rows])
+        # Nobody takes or loses a lane while the queue is locked, and nobody passes a key that is.
         rows = yield Query(
             f"""
-            SELECT v.tenant, v.id, v.eligible_at, v.seq, v.flow FROM gated v CROSS JOIN deliveries d
+            SELECT v.tenant, v.id, v.eligible_at, v.seq FROM gated v CROSS JOIN deliveries d
             WHERE v.queue = ?1 AND v.has_slot = 1 AND d.tenant = v.tenant AND d.id = v.id
-            AND d.state = {CREATED} AND d.claim_no = 0
+            AND d.state = {CREATED} AND d.claim_no = 0 ORDER BY d.tenant, d.id /*FOR UPDATE OF d*/
             """,
             (gate.id,),
         )
-        gates = yield from _numbered(row[4] for row in rows)
         yield from write(_STAND, [(*row[:3], gate.id, row[3], 0) for row in rows])
         yield from write(_DUE, [(*row[:2], None) for row in rows])
         gate = replace(gate, held=gate.held - len(rows))

@@ -10,12 +10,20 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
+from relay.domain.errors import Unavailable
 from storage.codec import Row
 
 T = TypeVar("T")
 
 #: Rows in one statement: few sizes, so that every text stays prepared.
 CHUNKS = (64, 16, 4, 1)
+
+
+class Collision(Unavailable):
+    """What a transaction had looked up was gone when it came to lock it: repeated, it goes through."""
+
+    def __init__(self) -> None:
+        super().__init__("the database was asked for what is being deleted", retry_after_s=1)
 
 
 class Query(NamedTuple):
@@ -69,6 +77,11 @@ class Bulk:
 def marks(count: int) -> str:
     """`(?, ?, ...)`"""
     return f"({', '.join('?' * count)})"
+
+
+def typed(*types: str) -> str:
+    """`(CAST(? AS bigint), ...)`: marks for rows of which a dialect cannot tell what they are."""
+    return f"({', '.join(f'CAST(? AS {one})' for one in types)})"
 
 
 def write(bulk: Bulk, rows: Sequence[Row]) -> Script[None]:
