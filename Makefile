@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench clean
+.PHONY: help run test check format bench chaos clean
 
 help:  ## Show this help
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ format: $(VENV)/.dev  ## Rewrite the code in the house format
 
 bench: $(VENV)/.dev  ## Run the benchmarks and print their ratios (minutes)
 	$(BIN)/python -m tests.bench
+
+chaos: $(VENV)/.dev  ## Kill, freeze and starve the relay at every step, and count what is lost (minutes)
+	$(BIN)/python -m tests.crash
 
 clean:  ## Remove the virtual environment and every cache
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

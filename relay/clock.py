@@ -2,7 +2,11 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Protocol
+
+#: Counts the time a machine is suspended, where that can be told.
+_STEADY: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class Clock(Protocol):
@@ -34,6 +38,35 @@ class SystemClock:
                 return await event.wait()
         except TimeoutError:
             return event.is_set()
+
+
+class SharedClock(SystemClock):
+    """Time that several machines agree on: this machine's steady clock, set by somebody who knows.
+
+    Setting the machine's own clock, forwards or back, does not change it. Until it is corrected for the first time
+    it is the machine's. `wall` and `steady` give Unix ms, and ms that only ever grow.
+    """
+
+    def __init__(
+        self,
+        wall: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        steady: Callable[[], int] = lambda: time.clock_gettime_ns(_STEADY) // 1_000_000,
+    ) -> None:
+        self._wall = wall
+        self._steady = steady
+        self._ahead = wall() - steady()
+
+    def now(self) -> int:
+        return self._steady() + self._ahead
+
+    def correct(self, by_ms: int) -> None:
+        """It is `by_ms` later than `now()` says."""
+        self._ahead += by_ms
+
+    @property
+    def offset_ms(self) -> int:
+        """How far the machine's clock is ahead of the agreed time; negative when it is behind."""
+        return self._wall() - self.now()
 
 
 class FakeClock:

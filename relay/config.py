@@ -75,14 +75,14 @@ def _networks(value: str) -> tuple[Network, ...]:
 
 
 def _token(value: str) -> str:
-    if len(value) < 16 or not re.fullmatch(r"[!-~]+", value):
-        raise ValueError("a token is at least 16 visible ASCII characters without blanks")
+    if len(value) < 8 or not re.fullmatch(r"[!-~]+", value):
+        raise ValueError("a token is at least 8 visible ASCII characters without blanks")
     return value
 
 
 def _key(value: str) -> str:
-    if len(value) < 16 or not re.fullmatch(r"[!-~]+", value):
-        raise ValueError("a signing key is at least 16 visible ASCII characters without blanks")
+    if len(value) < 8 or not re.fullmatch(r"[!-~]+", value):
+        raise ValueError("a signing key is at least 8 visible ASCII characters without blanks")
     return value
 
 
@@ -90,6 +90,12 @@ def _log_format(value: str) -> str:
     if value not in ("json", "text"):
         raise ValueError("it must be json or text")
     return value
+
+
+def _switch(value: str) -> bool:
+    if value not in ("yes", "no"):
+        raise ValueError("it must be yes or no")
+    return value == "yes"
 
 
 def _lease(value: str) -> int:
@@ -115,7 +121,15 @@ class Config:
         "sqlite:///relay.db",
         _text,
         "sqlite:////var/lib/relay/relay.db",
-        "Where messages live. Three slashes: relative to the working directory; four: absolute.",
+        "Where messages live. Three slashes: relative to the working directory; four: absolute. Several relays"
+        " share postgresql://user:password@host/database; ?pooler=transaction goes through a pgbouncer in"
+        " transaction mode, ?schema=name has the tables elsewhere than in the schema relay.",
+    )
+    migrate: bool = _setting(
+        True,
+        _switch,
+        "yes",
+        "Whether a start brings the database up to date. With no, run relay migrate before a newer version starts.",
     )
     token: str | None = _setting(
         None,

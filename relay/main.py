@@ -1,6 +1,7 @@
 """The composition root: configuration in, a running relay out. The only file that names a concrete backend."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -17,7 +18,7 @@ from relay.api.auth import Authenticator
 from relay.api.bodies import Bodies
 from relay.api.connection import ApiRunner
 from relay.api.services import Services
-from relay.clock import Clock, SystemClock
+from relay.clock import Clock, SharedClock, SystemClock
 from relay.config import Config, ConfigError, load
 from relay.domain.errors import Unavailable
 from relay.engine.egress import Egress
@@ -32,6 +33,7 @@ from relay.ids import Ids, random_name
 from relay.log import BridgeHandler, Log, StreamLog
 from relay.metrics import Metrics
 from signing import generate_key
+from storage.postgres import open_postgres
 from storage.protocol import CannotOpen, Storage
 from storage.sqlite import open_sqlite
 
@@ -42,6 +44,7 @@ _DEV_DEFAULTS = {
     "100.64.0.0/10,fc00::/7,fe80::/10",
     "log_format": "text",
 }
+_POSTGRES = ("postgresql:", "postgres:")
 _BACKLOG = 1024
 #: What a killed client or a stuck connection may hold up, once everything else has stopped.
 _CLOSE_SECONDS = 2.0
@@ -77,11 +80,12 @@ def _run_loop(program: Coroutine[Any, Any, int]) -> int:
 
 async def run(mode: Mode, config: Config) -> int:
     """Open, serve until SIGTERM or SIGINT, stop in order; a second signal exits at once."""
-    clock = SystemClock()
+    told_to_stop = hear_signals()
+    clock = clock_for(config.database_url)
     log = StreamLog(now=clock.now, human=config.log_format == "text")
     logging.basicConfig(handlers=[BridgeHandler(log)], level=logging.WARNING, force=True)
     try:
-        storage = await open_storage(config.database_url)
+        storage = await open_storage(config.database_url, clock=clock, migrate=config.migrate)
         try:
             credentials = await _credentials(mode, storage, config, now=clock.now())
             relay = Relay(config, storage, clock=clock, log=log)
@@ -90,7 +94,7 @@ async def run(mode: Mode, config: Config) -> int:
             if mode == "serve":
                 await accounts.remember_shown(storage, credentials)
             log.info("relay.started", url=url)
-            await _told_to_stop()
+            await told_to_stop.wait()
             log.info("relay.stopping", in_flight=relay.in_flight)
             await relay.stop()
             log.info("relay.stopped")
@@ -101,11 +105,41 @@ async def run(mode: Mode, config: Config) -> int:
     return 0
 
 
-async def open_storage(url: str) -> Storage:
-    """The backend that `url` names; raises `ConfigError` for one that does not exist."""
+def migrate(flags: Mapping[str, str]) -> int:
+    """Bring the database up to date, or create it; the exit status."""
+
+    async def program(config: Config) -> int:
+        storage = await open_storage(config.database_url)
+        await storage.close()
+        print("the database is up to date")
+        return 0
+
+    try:
+        return _run_loop(program(load(os.environ, flags=flags)))
+    except (ConfigError, CannotOpen, Unavailable, OSError) as problem:
+        print(f"relay: {problem}", file=sys.stderr)
+        return 1
+
+
+def clock_for(url: str) -> SystemClock:
+    """The clock of a relay on this database: the machine's, or one that agrees with all who share the database."""
+    return SharedClock() if url.startswith(_POSTGRES) else SystemClock()
+
+
+async def open_storage(url: str, *, clock: Clock | None = None, migrate: bool = True) -> Storage:
+    """The backend that `url` names; raises `ConfigError` for one that does not exist.
+
+    A `SharedClock` is set, and kept, by the clock of a database that is shared.
+    """
     if url.startswith("sqlite:"):
-        return await open_sqlite(url)
-    raise ConfigError(f'"{url}" is not a database this relay can open; use for example sqlite:///relay.db')
+        return await open_sqlite(url, migrate=migrate)
+    if url.startswith(_POSTGRES):
+        shared = clock if isinstance(clock, SharedClock) else None
+        return await open_postgres(url, clock=shared, migrate=migrate)
+    raise ConfigError(
+        "the database URL is none this relay can open; "
+        "use for example sqlite:///relay.db or postgresql://user:password@host/database"
+    )
 
 
 class Relay:
@@ -215,9 +249,17 @@ class Relay:
             problems.append(f"storage is unavailable: {reason}")
         return problems
 
-    def render_metrics(self) -> bytes:
+    async def render_metrics(self) -> bytes:
+        """The Prometheus text, true when it is asked for; depths stay as they were while storage is away."""
         self.metrics.in_flight.set(self._engine.in_flight)
-        return self.metrics.render()
+        self.metrics.clock_offset_seconds.set(self._storage.clock_offset_ms / 1000)
+        with contextlib.suppress(Unavailable):
+            stats = await self._storage.stats()
+            waiting_ms = 0 if stats.oldest_due_at is None else self._clock.now() - stats.oldest_due_at
+            self.metrics.live.set(stats.live)
+            self.metrics.dead_letters.set(stats.dead_letters)
+            self.metrics.oldest_due_seconds.set(max(0, waiting_ms) / 1000)
+        return await asyncio.to_thread(self.metrics.render)
 
 
 async def _credentials(mode: Mode, storage: Storage, config: Config, *, now: int) -> Credentials:
@@ -226,17 +268,19 @@ async def _credentials(mode: Mode, storage: Storage, config: Config, *, now: int
     return await accounts.production(storage, config, now=now, fresh_key=generate_key, fresh_name=random_name)
 
 
-async def _told_to_stop() -> None:
-    """The first signal ends the wait; from then on a second one ends the process."""
+def hear_signals() -> asyncio.Event:
+    """Set by the first signal; from then on a second one ends the process.
+
+    Called before anything else: a relay that is told to stop while it starts must not die half-way.
+    """
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
-    signals = (signal.SIGTERM, signal.SIGINT)
 
     def tell() -> None:
         if told.is_set():
             os._exit(1)
         told.set()
 
-    for number in signals:
+    for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, tell)
-    await told.wait()
+    return told

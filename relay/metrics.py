@@ -64,6 +64,11 @@ class Metrics:
         self.in_flight = Gauge(
             "relay_in_flight", "Deliveries claimed by this process and not yet settled", registry=registry
         )
+        self.clock_offset_seconds = Gauge(
+            "relay_clock_offset_seconds",
+            "How far this machine's clock is ahead of the shared database's, which counts; 0 on SQLite",
+            registry=registry,
+        )
         self.live = Gauge("relay_messages_live", "Messages stored and not finished", registry=registry)
         self.dead_letters = Gauge("relay_dead_letters", "Dead letters stored", registry=registry)
         self.oldest_due_seconds = Gauge(

@@ -325,6 +325,11 @@ class Storage(Inbox, Work, Schedules, Gates, Catalog, Archive, Protocol):
     @property
     def node(self) -> int: ...
 
+    @property
+    def clock_offset_ms(self) -> int:
+        """How far this machine's clock is ahead of the database's; 0 when they are one."""
+        ...
+
     async def ping(self) -> None:
         """Prove that a commit is possible now; raises `Unavailable` otherwise."""
         ...

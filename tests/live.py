@@ -99,11 +99,11 @@ def a_relay(
                 raise
 
 
-def until(condition: Callable[[], bool], *, within_s: float = _PATIENCE_S, otherwise: str) -> None:
-    """Return as soon as the condition holds; fail with `otherwise` when it does not in time."""
-    deadline = time.monotonic() + within_s
+def until(condition: Callable[[], bool], *, otherwise: Callable[[], str]) -> None:
+    """Return as soon as the condition holds; fail with what `otherwise` says when it does not in time."""
+    deadline = time.monotonic() + _PATIENCE_S
     while not condition():
-        assert time.monotonic() < deadline, otherwise
+        assert time.monotonic() < deadline, otherwise()
         time.sleep(0.01)
 
 
@@ -111,10 +111,13 @@ def _ready(process: "subprocess.Popen[bytes]", output: Path, log: Path) -> Live:
     def is_announced_or_over() -> bool:
         return b"\n" in output.read_bytes() or process.poll() is not None
 
-    until(is_announced_or_over, otherwise="the relay announced nothing")
+    until(is_announced_or_over, otherwise=lambda: f"the relay announced nothing: {log.read_text()}")
     assert process.poll() is None, f"the relay did not start: {log.read_text()}"
     live = Live(process, output.read_text(), log)
-    until(lambda: live.get("/readyz")[0] == 200, otherwise=f"the relay did not get ready: {log.read_text()}")
+    until(
+        lambda: live.get("/readyz")[0] == 200,
+        otherwise=lambda: f"the relay did not get ready: {log.read_text()}",
+    )
     return live
 
 

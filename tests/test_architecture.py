@@ -43,7 +43,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "relay/cli": frozenset({"relay.cli", "relay.main", "relay.domain.duration", "rich"}),
     "storage/protocol": frozenset({"relay.domain", "msgspec"}),
     "storage": frozenset(
-        {"storage", "relay.domain", "relay.ids", "relay.clock", "msgspec", "orjson", "aiosqlite", "pysqlite3"}
+        {"storage", "relay.domain", "relay.ids", "relay.clock", "msgspec", "orjson", "aiosqlite", "asyncpg", "pysqlite3"}
     ),
 }  # fmt: skip
 

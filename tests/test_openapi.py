@@ -6,6 +6,7 @@ must meet every status and every member it promises.
 
 import asyncio
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,12 @@ from relay.api.bodies import Bodies
 from relay.domain.errors import Unavailable
 from relay.domain.tenant import Limits
 from tests.api.rig import AUTHORIZATION, READ_ONLY, Rig, next_reply, running
-from tests.api.specification import ALIASES, Specification
+from tests.api.specification import ALIASES, PATH, Specification
 
 PUBLISH = "/v2/publish/https://example.com/hook"
 SCHEDULES = "/v2/schedules/https://example.com/hook"
 CRON = {"Upstash-Cron": "*/10 * * * *"}
+CRON_OF = {"/v2/schedules/{schedule_id}": CRON}
 
 #: A request of every operation that can be refused for who asks.
 EVERYTHING = [
@@ -95,6 +97,63 @@ def test_every_operation_says_what_it_is() -> None:
     assert len(set(identifiers)) == len(identifiers)
     known = {tag["name"] for tag in specification.document["tags"]}
     assert {tag for operation in operations for tag in operation["tags"]} == known
+
+
+def test_the_description_has_the_version_of_the_package() -> None:
+    project = tomllib.loads((PATH.parent / "pyproject.toml").read_text())["project"]
+    assert Specification().document["info"]["version"] == project["version"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("DELETE", "/v2/messages"),
+        ("GET", "/v2/dlq"),
+        ("DELETE", "/v2/dlq"),
+        ("POST", "/v2/dlq/retry"),
+        ("GET", "/v2/events"),
+        ("GET", "/v2/logs"),
+    ],
+)
+async def test_exactly_the_described_filters_are_accepted(
+    tmp_path: Path, specification: Specification, method: str, path: str
+) -> None:
+    everywhere = {
+        name
+        for operation in specification.operations()
+        for name in specification.parameters(*operation, "query")
+    }
+    async with running(tmp_path / "relay.db", specification) as rig:
+        for name in everywhere:
+            reply = await rig.call(method, f"{path}?{name}=1-1")
+            refused = reply.status == 400 and "is not a parameter of this endpoint" in reply.error
+            assert refused == (name not in specification.parameters(method, path, "query")), name
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "target"),
+    [
+        ("POST", "/v2/publish/{destination}", PUBLISH),
+        ("POST", "/v2/schedules/{schedule_id}", SCHEDULES),
+        ("POST", "/v2/dlq/retry", "/v2/dlq/retry"),
+        ("POST", "/v2/dlq/retry/{dlq_id}", "/v2/dlq/retry/1-1"),
+    ],
+)
+async def test_exactly_the_described_settings_are_accepted(
+    tmp_path: Path, specification: Specification, method: str, path: str, target: str
+) -> None:
+    everywhere = {
+        name
+        for operation in specification.operations()
+        for name in specification.parameters(*operation, "header")
+    }
+    described = specification.parameters(method, path, "header")
+    async with running(tmp_path / "relay.db", specification) as rig:
+        # With a cron it is a schedule that is published.
+        for name in everywhere - ({"Upstash-Cron"} if path.startswith("/v2/publish/") else set()):
+            reply = await rig.call(method, target, headers={**CRON_OF.get(path, {}), name: "?"})
+            refused = reply.status == 400 and "cannot be used with" in reply.error
+            assert refused == (name not in described), name
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Whether the process is up, whether it can work, and its numbers: for machines, without a token."""
 
-import asyncio
-
 from relay.api.answer import Answer, error_answer, json_answer
 from relay.api.services import Services
 
@@ -19,5 +17,5 @@ async def readyz(services: Services) -> Answer:
 
 
 async def metrics(services: Services) -> Answer:
-    text = await asyncio.to_thread(services.metrics)
+    text = await services.metrics()
     return Answer(status=200, body=text, content_type="text/plain; version=0.0.4; charset=utf-8")

@@ -29,8 +29,8 @@ class Store(Inbox, Schedules, Gates, Catalog, Archive, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """`ready` lists what keeps the relay from working, as sentences; `metrics` renders the Prometheus text and
-    may take its time; `generate_key` makes a fresh signing key; `keys_changed` is told whose keys were rotated, and
+    """`ready` lists what keeps the relay from working, as sentences; `metrics` is the Prometheus text;
+    `generate_key` makes a fresh signing key; `keys_changed` is told whose keys were rotated, and
     `schedules_changed` that a tick may be earlier than the scheduler believes. `trusted_proxies` are the peers
     whose X-Forwarded-For is believed."""
 
@@ -43,7 +43,7 @@ class Services:
     limits: Limits
     log: Log
     ready: Callable[[], Awaitable[Sequence[str]]]
-    metrics: Callable[[], bytes]
+    metrics: Callable[[], Awaitable[bytes]]
     generate_key: Callable[[], str]
     keys_changed: Callable[[TenantId], None] = lambda tenant: None
     schedules_changed: Callable[[], None] = lambda: None

@@ -187,9 +187,14 @@ def lost(claim: Claim, *, now: int) -> Settlement | None:
     )
 
 
-def released(claim: Claim, *, now: int) -> Settlement:
-    """The claim handed back unsent: due at once, no try spent."""
-    return Settlement(claim=claim, change=Change.RELEASED, at=now, due_at=now)
+def is_last_chance(claim: Claim) -> bool:
+    """Whether one more lost lease makes it a failed attempt."""
+    return claim.lost_leases == MAX_LOST_LEASES - 1
+
+
+def released(claim: Claim, *, now: int, due_at: int | None = None) -> Settlement:
+    """The claim handed back unsent: due at once unless `due_at` says otherwise, no try spent."""
+    return Settlement(claim=claim, change=Change.RELEASED, at=now, due_at=now if due_at is None else due_at)
 
 
 def _is_non_retryable(attempt: Attempt) -> bool:

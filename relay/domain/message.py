@@ -107,7 +107,7 @@ def explicit_dedup_key(deduplication_id: str, endpoint_url: str | None = None) -
     The id alone decides, whatever the destination; with a URL group, `endpoint_url` makes it one decision for
     each endpoint.
     """
-    return _digest(b"id", (deduplication_id.encode(), (endpoint_url or "").encode()))
+    return _digest(b"id", (deduplication_id.encode(errors="surrogateescape"), (endpoint_url or "").encode()))
 
 
 def content_dedup_key(request: Request) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from relay.clock import Clock
-from relay.domain.delivery import Attempt, Claim, Lease, Settlement, lost, released, settle
+from relay.domain.delivery import Attempt, Claim, Lease, Settlement, is_last_chance, lost, released, settle
 from relay.domain.errors import Unavailable
 from relay.domain.message import Message, MessageId, TenantId
 from relay.engine.settler import Settler
@@ -28,6 +28,13 @@ _CLAIM_BATCH = 500
 #: While slots free up one by one, wait this long for a batch worth claiming.
 _GATHER_MS = 3
 _ERROR_PAUSE_MS = 250
+_IN_OTHER_HANDS_MS = 20
+#: Deliveries on their last chance are attempted one at a time: claimed together they come back this far apart,
+#: and this much later when one is in flight already.
+_LAST_CHANCES_APART_MS = 250
+_LAST_CHANCE_TAKEN_MS = 5_000
+#: When a delivery that could not be signed, because storage did not answer, is due again.
+_UNSIGNED_PAUSE_MS = 1_000
 #: Bookkeeping of one claim besides its body, for the byte budget.
 _CLAIM_OVERHEAD_BYTES = 2_048
 #: After the deadline of a shutdown, how long storage has to take back what was cut short.
@@ -103,7 +110,6 @@ class Engine:
         self._flights: dict[tuple[MessageId, int], _Flight] = {}
         self._bytes = 0
         self._reserved = 0
-        self._mean_bytes = _CLAIM_OVERHEAD_BYTES
         #: Something due is left in storage: new messages queue up behind it instead of overtaking.
         self._behind = True
         self._draining = False
@@ -169,7 +175,8 @@ class Engine:
             self._reserved += limit
             try:
                 claimed = await self._storage.claim(
-                    ClaimTerms(limit=limit, lease_ms=self._settings.lease_ms), now=now
+                    ClaimTerms(limit=limit, lease_ms=self._settings.lease_ms, max_bytes=self._bytes_left()),
+                    now=now,
                 )
             except Unavailable as reason:
                 self._metrics.storage_errors.labels("claim").inc()
@@ -178,14 +185,13 @@ class Engine:
                 continue
             finally:
                 self._reserved -= limit
-            for claim in claimed.claims:
-                if claim.lost_leases:
-                    self._metrics.lost_leases.inc()
-                self._start(claim, now)
-            self._behind = len(claimed.claims) == limit
+            self._take(claimed.claims, now)
+            next_at = claimed.next_due_at or now + _POLL_MS
+            self._behind = next_at <= now and bool(claimed.claims)
             if not self._behind:
-                poll_at = now + _POLL_MS
-                await self._sleep(min(poll_at, claimed.next_due_at or poll_at))
+                # Due, and yet not ours: another process has it in hand at this very moment.
+                look_at = next_at if next_at > now else now + _IN_OTHER_HANDS_MS
+                await self._sleep(min(look_at, now + _POLL_MS))
 
     async def settle_loop(self) -> None:
         await self._settler.run()
@@ -249,24 +255,59 @@ class Engine:
 
     # --- one attempt ------------------------------------------------------------------------------------------
 
-    def _start(self, claim: Claim, now: int) -> None:
+    def _take(self, claims: Sequence[Claim], now: int) -> None:
+        """Start what was claimed, but of those on their last chance only one that is alone.
+
+        Who dies of a message takes everything in flight along, time after time. Before that is held against a
+        delivery it is attempted without another suspect beside it, so that a message that kills its worker takes no
+        innocent one into the dead-letter queue. The others are handed back, due one by one.
+        """
+        self._metrics.lost_leases.inc(sum(1 for claim in claims if claim.lost_leases))
+        suspects = [claim for claim in claims if is_last_chance(claim)]
+        taken = bool(suspects) and any(is_last_chance(flight.claim) for flight in self._flights.values())
+        crowded = taken or len(suspects) > 1
+        due_at = now + _LAST_CHANCE_TAKEN_MS if taken else now
+        for claim in claims:
+            if crowded and is_last_chance(claim):
+                due_at += _LAST_CHANCES_APART_MS
+                self._start(claim, now, postponed_to=due_at)
+            else:
+                self._start(claim, now)
+
+    def _start(self, claim: Claim, now: int, *, postponed_to: int | None = None) -> None:
         message = claim.message
         self._bytes += len(message.request.body) + _CLAIM_OVERHEAD_BYTES
         self._emptied.clear()
         self._flights[message.id, claim.claim_no] = _Flight(
             claim,
             now + self._settings.lease_ms,
-            asyncio.get_running_loop().create_task(self._attempt(claim)),
+            asyncio.get_running_loop().create_task(
+                self._attempt(claim) if postponed_to is None else self._postpone(claim, postponed_to)
+            ),
         )
+
+    async def _postpone(self, claim: Claim, due_at: int) -> None:
+        settlement = released(claim, now=self._clock.now(), due_at=due_at)
+        self._log.info("delivery.postponed", message=text_of("msg_", claim.message.id), due_at=due_at)
+        self._settler.put(settlement)
+        self._report(settlement)
 
     async def _attempt(self, claim: Claim) -> None:
         """Build, send, decide, hand over. Nothing that goes wrong in here can leave the message without a
-        settlement: a bug counts as a failed attempt, so it ends in the dead-letter queue and not in a loop."""
+        settlement: a bug counts as a failed attempt, so it ends in the dead-letter queue and not in a loop.
+        That storage does not answer is not the message's fault: it is handed back and costs no try."""
         started_at = self._clock.now()
         try:
             settlement = lost(claim, now=started_at) or await self._deliver(claim)
         except asyncio.CancelledError:
             settlement = released(claim, now=self._clock.now())
+        except Unavailable as reason:
+            self._metrics.storage_errors.labels("sign").inc()
+            self._log.warning(
+                "delivery.unsigned", message=text_of("msg_", claim.message.id), reason=str(reason)
+            )
+            now = self._clock.now()
+            settlement = released(claim, now=now, due_at=now + _UNSIGNED_PAUSE_MS)
         except Exception as bug:
             self._log.error("delivery.broke", exc=bug, message=text_of("msg_", claim.message.id))
             attempt = Attempt(
@@ -329,12 +370,10 @@ class Engine:
     def _room(self) -> int:
         """How many more deliveries may be taken now, by slots and by bytes."""
         slots = self._settings.max_in_flight - len(self._flights) - self._reserved
-        if slots <= 0:
-            return 0
-        if self._flights:
-            self._mean_bytes = max(_CLAIM_OVERHEAD_BYTES, self._bytes // len(self._flights))
-        left = self._settings.max_in_flight_bytes - self._bytes - self._reserved * self._mean_bytes
-        return max(0, min(slots, left // self._mean_bytes))
+        return max(0, slots) if self._bytes_left() > 0 else 0
+
+    def _bytes_left(self) -> int:
+        return self._settings.max_in_flight_bytes - self._bytes
 
     async def _wait_for_room(self) -> int:
         """Room for a batch worth a transaction; after `_GATHER_MS`, or when no more will come, for anything."""

@@ -1,4 +1,4 @@
-"""Forgets what has been kept long enough, in small bites, and keeps the gauges true.
+"""Forgets what has been kept long enough, in small bites.
 
 Pruning shares the disk with deliveries and is never urgent: a bite is a short transaction, and after each the
 janitor rests for at least twice as long as the bite took.
@@ -18,7 +18,6 @@ LEAST_LOG_RETENTION_MS = 600_000
 
 #: The rest when nothing is left to forget, and the longest of all rests.
 _ROUND_MS = 15_000
-_MEASURE_EVERY_MS = 5_000
 _BITE_ROWS = 500
 _SHORTEST_REST_MS = 50
 _REST_PER_BITE = 4
@@ -27,7 +26,7 @@ _LONGEST_PAUSE_MS = _ROUND_MS
 
 
 class Janitor:
-    """The loop that prunes and measures one database.
+    """The loop that prunes one database.
 
     History older than `log_retention_ms` and dead letters older than `dlq_retention_ms` are forgotten. `random`
     gives numbers from 0 to 1, so that several processes do not bite in step. `last_progress_at` is when storage
@@ -53,13 +52,12 @@ class Janitor:
         self._dlq_retention_ms = dlq_retention_ms
         self._random = random
         self._failures = 0
-        self._measured_at: int | None = None
         #: Rows forgotten since the last round that left nothing old behind.
         self._pruned = 0
         self.last_progress_at = clock.now()
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Prune and measure until `stopping` is set; the bite in hand is finished."""
+        """Prune until `stopping` is set; the bite in hand is finished."""
         while not stopping.is_set():
             try:
                 rest_ms = await self._turn()
@@ -69,11 +67,7 @@ class Janitor:
             await self._clock.wait(stopping, self._clock.now() + rest_ms)
 
     async def _turn(self) -> int:
-        """Measure when it is time to, take one bite; returns how long to rest, in ms."""
-        started_at = self._clock.now()
-        # Outside the span in either direction: a clock that was set back must not stop the gauges.
-        if self._measured_at is None or not 0 <= started_at - self._measured_at < _MEASURE_EVERY_MS:
-            await self._measure(started_at)
+        """Take one bite; returns how long to rest, in ms."""
         began_at = self._clock.now()
         rows = await self._storage.prune(
             Retention(
@@ -93,14 +87,6 @@ class Janitor:
             self._log.info("history.pruned", rows=self._pruned)
             self._pruned = 0
         return self._spread(_ROUND_MS)
-
-    async def _measure(self, now: int) -> None:
-        stats = await self._storage.stats()
-        self._measured_at = now
-        self._metrics.live.set(stats.live)
-        self._metrics.dead_letters.set(stats.dead_letters)
-        waiting_ms = 0 if stats.oldest_due_at is None else max(0, now - stats.oldest_due_at)
-        self._metrics.oldest_due_seconds.set(waiting_ms / 1000)
 
     def _recovery_ms(self, reason: Exception) -> int:
         """How long to leave storage alone after a failure: doubling with every one in a row, bounded."""

@@ -209,6 +209,7 @@ def prune(retention: Retention, *, now: int, limit: int) -> Script[Removed]:
         """
         DELETE FROM dedup WHERE (tenant, key) IN (
             SELECT tenant, key FROM dedup WHERE expires_at <= ?1 ORDER BY expires_at LIMIT ?2
+            /*FOR UPDATE SKIP LOCKED*/
         ) RETURNING 1
         """,
         (now, max(0, limit - rows)),

@@ -70,7 +70,7 @@ def cancel(
         SELECT d.id, d.state, d.retried, m.dedup_key
         FROM deliveries d LEFT JOIN messages m ON m.id = d.id
         WHERE d.tenant = {bind(tenant)} AND d.id IN {bind.several(ids)} AND d.cancel_requested = 0
-        ORDER BY d.id LIMIT {bind(limit)}
+        ORDER BY d.id LIMIT {bind(limit)} /*FOR UPDATE OF d*/
         """,
         bind.values,
     )
@@ -91,11 +91,10 @@ def cancel(
             bind.values,
         )
         opens_at = yield from gates.withdrawn(tenant, waiting, now)
-    for id_, state, _, key in rows:
-        if key is not None and state != ACTIVE:
-            yield Query(
-                "DELETE FROM dedup WHERE tenant = ?1 AND key = ?2 AND message_id = ?3", (tenant, key, id_)
-            )
+    for key, id_ in sorted((row[3], row[0]) for row in rows if row[3] is not None and row[1] != ACTIVE):
+        yield Query(
+            "DELETE FROM dedup WHERE tenant = ?1 AND key = ?2 AND message_id = ?3", (tenant, key, id_)
+        )
     yield from write(
         _EVENTS,
         [

@@ -48,7 +48,7 @@ _INSERT_RUNS = Bulk(
 def put_schedule(schedule: Schedule, *, limit: int) -> Script[Schedule | None]:
     """What is not part of the definition survives: `created_at`, and when it last fired."""
     rows = yield Query(
-        "SELECT created_at, revision, last_fired_at FROM schedules WHERE tenant = ?1 AND id = ?2",
+        "SELECT created_at, revision, last_fired_at FROM schedules WHERE tenant = ?1 AND id = ?2 /*FOR UPDATE*/",
         (schedule.tenant, schedule.id),
     )
     if rows:

@@ -2,7 +2,8 @@
 
 A script is a generator: it yields one `Query` after the other, is sent the rows of each, and returns its result.
 Whoever runs it decides how to wait and owns the transaction; a script never commits. Parameters are written
-`?1`, `?2`, which both dialects can be given (`$1` is a textual step away).
+`?1`, `?2`, which both dialects can be given (`$1` is a textual step away). A query that must lock what it reads
+ends with `/*FOR UPDATE*/`: a comment where there is only one writer, uncovered where there are many.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Sequence

@@ -33,11 +33,11 @@ from storage.protocol import (
     Stats,
 )
 from storage.sql import archive, cancel, catalog, gates, schedules
+from storage.sql.road import Acceptance
 from storage.sql.script import Query, Script, slices
 from storage.sqlite import driver, work
 from storage.sqlite.driver import Connection
 from storage.sqlite.readers import Readers
-from storage.sqlite.work import Acceptance
 from storage.sqlite.writer import Kind, Tx, Writer
 
 T = TypeVar("T")
@@ -63,13 +63,13 @@ _CALL: Kind[_Function, Any] = Kind(
 _GROW: Kind[_Function, Any] = Kind(_CALL.together, _CALL.alone, grows=True)
 
 
-async def open_sqlite(url: str, *, node: int = 0) -> "SqliteStorage":
+async def open_sqlite(url: str, *, node: int = 0, migrate: bool = True) -> "SqliteStorage":
     """Open `sqlite:///relative.db`, `sqlite:////absolute.db`, a plain path, or `sqlite://`: a temporary file that
     is gone after `close`.
 
-    Creates and migrates the file as needed. Raises `CannotOpen`, with one sentence for the operator, when it is in
-    use by another relay, was migrated by a newer one, or is not a database of the relay; `Unavailable` when a
-    foreign process has locked it.
+    Creates and migrates the file as needed, unless `migrate` is false. Raises `CannotOpen`, with one sentence for
+    the operator, when it is in use by another relay, was migrated by a newer one, or is not a database of the
+    relay; `Unavailable` when a foreign process has locked it.
     """
     problem = driver.version_problem(driver.version())
     if problem is not None:
@@ -83,7 +83,7 @@ async def open_sqlite(url: str, *, node: int = 0) -> "SqliteStorage":
     lock = None
     try:
         lock = _lock(path)
-        first = await asyncio.to_thread(_prepare, path)
+        first = await asyncio.to_thread(_prepare, path, migrate)
         return SqliteStorage(path, node=node, first=first, lock=lock, temporary=temporary)
     except BaseException as error:
         if lock is not None:
@@ -99,7 +99,7 @@ class _Opened:
     """What a database held when it was opened, and its first writing connection."""
 
     def __init__(self, connection: Connection) -> None:
-        self.connection: Connection | None = connection
+        self.connection = connection
         self.last_id = _number(connection, "SELECT max(id) FROM messages")
         self.last_position = max(
             (
@@ -126,7 +126,6 @@ class SqliteStorage:
         temporary: "tempfile.TemporaryDirectory[str] | None",
     ) -> None:
         self._path = path
-        self._first = first
         self._lock = lock
         self._temporary = temporary
         self._node = node
@@ -137,10 +136,11 @@ class SqliteStorage:
         self._pings = 0
         self._closed = False
         self._writer = Writer(
-            self._connection,
+            lambda: driver.connect_writer(path),
             Ids(node=node, last=first.last_position),
             committed=self._committed,
             orphaned=self._orphaned,
+            connection=first.connection,
         )
         #: Look-ups by key, which answer requests, never queue behind searches.
         self._lookups = Readers(path, 1)
@@ -158,6 +158,10 @@ class SqliteStorage:
     @property
     def node(self) -> int:
         return self._node
+
+    @property
+    def clock_offset_ms(self) -> int:
+        return 0
 
     # Inbox
 
@@ -426,11 +430,6 @@ class SqliteStorage:
         """Run a script in the writer; it is made anew each time the group has to be repeated."""
         return await self._call(lambda tx: tx.run(script()))
 
-    def _connection(self) -> Connection:
-        """For the writer's thread: the connection that opened the database, later ones after trouble."""
-        connection, self._first.connection = self._first.connection, None
-        return connection or driver.connect_writer(self._path)
-
     def _committed(self, tx: Tx) -> None:
         self._live += tx.live
         self._dead_letters += tx.dead_letters
@@ -477,7 +476,7 @@ def _lock(path: Path) -> int:
     return lock
 
 
-def _prepare(path: Path) -> _Opened:
+def _prepare(path: Path, migrate: bool) -> _Opened:
     """Create the file if there is none (readable by its owner only: it holds signing keys), and migrate it."""
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -490,25 +489,30 @@ def _prepare(path: Path) -> _Opened:
             raise CannotOpen(f"{path} is not a SQLite database") from None
         raise
     try:
-        _migrate(connection, path, migrations_of("storage.sqlite"))
+        _migrate(connection, path, migrations_of("storage.sqlite"), may=migrate)
         return _Opened(connection)
     except BaseException:
         connection.close()
         raise
 
 
-def _migrate(connection: Connection, path: Path, known: Sequence[Migration]) -> None:
+def _migrate(connection: Connection, path: Path, known: Sequence[Migration], *, may: bool) -> None:
     """Killed in the middle of a migration, the file is as it was before that one."""
     owner = _number(connection, "PRAGMA application_id")
     if owner != driver.APPLICATION_ID:
         if owner or _number(connection, "SELECT count(*) FROM sqlite_schema"):
             raise CannotOpen(f"{path} is a SQLite database of another application")
+        if not may:
+            raise CannotOpen(f"{path} is not up to date: run relay migrate first")
         connection.execute("BEGIN IMMEDIATE")
         connection.execute(f"PRAGMA application_id = {driver.APPLICATION_ID}")
         connection.execute("CREATE TABLE migrations (version INTEGER PRIMARY KEY, name TEXT NOT NULL) STRICT")
         connection.execute("COMMIT")
     applied = [row[0] for row in connection.execute("SELECT version FROM migrations")]
-    for migration in missing(known, applied):
+    outstanding = missing(known, applied)
+    if outstanding and not may:
+        raise CannotOpen(f"{path} is not up to date: run relay migrate first")
+    for migration in outstanding:
         connection.execute("BEGIN IMMEDIATE")
         for statement in _statements(migration.text):
             connection.execute(statement)

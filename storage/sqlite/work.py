@@ -6,9 +6,8 @@ crash anywhere in one of them undoes all of it; what that means for the road of 
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
-from relay.domain.delivery import Attempt, Change, Claim, Lease, Settlement
+from relay.domain.delivery import Change, Claim, Lease, Settlement
 from relay.domain.gates import GateKind
 from relay.domain.message import Message, MessageId
 from storage.codec import (
@@ -31,11 +30,9 @@ from storage.codec import (
 from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Published, Receipt
 from storage.sql import gates
 from storage.sql.gates import Rest
+from storage.sql.road import LOST, Acceptance, Identity, canceled, distinct, stopped
 from storage.sql.script import Bulk, Parameters, marks, slices
 from storage.sqlite.writer import Tx
-
-#: What history says when a lease was taken over: nobody knows what the lost attempt did.
-LOST = "the worker that held the lease was lost; the outcome of its attempt is unknown"
 
 _MESSAGE = f"INSERT INTO messages ({MESSAGE_COMMON}"
 #: Most messages have nothing rare but the address they came from.
@@ -120,14 +117,6 @@ _CONTENT = Bulk(
 )
 
 _log = logging.getLogger("relay.storage")
-
-
-class Acceptance(NamedTuple):
-    """One call of publish."""
-
-    messages: Sequence[Message]
-    now: int
-    terms: ClaimTerms | None
 
 
 def publish(
@@ -278,7 +267,7 @@ def claim(tx: Tx, terms: ClaimTerms, now: int) -> Claimed:
     tx.write(_ADD_STARTED, started)
     tx.write(_ADD_STARTED_AGAIN, started_again)
     if abandoned:
-        _apply(tx, [_stopped(one, now) for one in abandoned])
+        _apply(tx, [stopped(one, now) for one in abandoned])
         opens_at = tx.run(gates.next_opening())
     edge = tx.rows("SELECT due_at FROM deliveries WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1")
     instants = [at for at in (opens_at, edge[0][0] if edge else None) if at is not None]
@@ -292,15 +281,7 @@ def settle(tx: Tx, calls: Sequence[Sequence[Settlement]]) -> Sequence[Sequence[M
     out and the attempt is made again: at least once. Killed after it, the repeated settlement is refused.
     """
     refused: list[list[MessageId]] = [[] for _ in calls]
-    fresh: dict[tuple[int, int, int], tuple[int, Settlement]] = {}
-    for number, settlements in enumerate(calls):
-        for settlement in settlements:
-            one = settlement.claim
-            identity = (one.message.tenant, one.message.id, one.claim_no)
-            if identity in fresh:
-                refused[number].append(one.message.id)
-            else:
-                fresh[identity] = (number, settlement)
+    fresh = distinct(calls, refused)
     good: list[Settlement] = []
     mismatched = _mismatches(tx, list(fresh))
     for n, ((tenant, id_, claim_no), (number, settlement)) in enumerate(fresh.items()):
@@ -312,7 +293,7 @@ def settle(tx: Tx, calls: Sequence[Sequence[Settlement]]) -> Sequence[Sequence[M
             (tenant, id_, claim_no),
         )
         if held:
-            good.append(_canceled(settlement))
+            good.append(canceled(settlement))
         else:
             refused[number].append(settlement.claim.message.id)
     _apply(tx, good)
@@ -461,20 +442,7 @@ def _apply(tx: Tx, settlements: Sequence[Settlement]) -> None:
         publish(tx, followers)
 
 
-def _canceled(settlement: Settlement) -> Settlement:
-    """What a settlement becomes when cancellation was asked for; handed back unsent, the delivery ends unsent."""
-    if settlement.change is Change.RELEASED:
-        return _stopped(settlement.claim, settlement.at, "the relay stopped before the message was sent")
-    return settlement.canceled()
-
-
-def _stopped(one: Claim, now: int, error: str = LOST) -> Settlement:
-    """The end of a cancelled delivery whose attempt will not be heard of."""
-    attempt = Attempt(started_at=one.claimed_at, ended_at=now, error=error)
-    return Settlement(claim=one, change=Change.CANCELED_AFTER_ERROR, at=now, attempt=attempt)
-
-
-def _mismatches(tx: Tx, identities: Sequence[tuple[int, int, int]]) -> set[int]:
+def _mismatches(tx: Tx, identities: Sequence[Identity]) -> set[int]:
     """Numbers of the (tenant, id, claim_no) that are not ACTIVE under that claim, or asked to be cancelled."""
     answers = tx.bulk(_MISMATCHES, [(n, *identity) for n, identity in enumerate(identities)])
     return {int(n) for (numbers,) in answers if numbers is not None for n in str(numbers).split(",")}

@@ -36,7 +36,7 @@ _WAITING_OPERATIONS = 20_000
 _WAITING_BYTES = 128 << 20
 
 #: How long closing waits for the thread: a group that finds the database locked is given up sooner than this.
-_CLOSE_S = 15.0
+_LONGEST_CLOSE_S = 15.0
 
 _log = logging.getLogger("relay.storage")
 
@@ -120,7 +120,7 @@ class _Outcome(NamedTuple):
 class Writer:
     """Owns the thread. Everything but `_run` and what it calls belongs to the event loop.
 
-    `open_connection` is called in the thread, first and whenever the connection had to be given up.
+    `open_connection` is called in the thread when there is no `connection`, or it had to be given up.
     `committed` hears of every commit, `orphaned` of every result whose caller had gone by then.
     """
 
@@ -131,18 +131,21 @@ class Writer:
         *,
         committed: Callable[[Tx], None],
         orphaned: Callable[[Any], None],
+        connection: Connection | None = None,
+        longest_close_s: float = _LONGEST_CLOSE_S,
     ) -> None:
         self._open_connection = open_connection
         self._positions = positions
         self._committed = committed
         self._orphaned = orphaned
+        self._connection = connection
+        self._longest_close_s = longest_close_s
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[_Operation | None] = SimpleQueue()
         self._operations = 0
         self._bytes = 0
         self._closing = False
         self._stopped = asyncio.Event()
-        self._connection: Connection | None = None
         self._thread = threading.Thread(target=self._run, name="relay-writer", daemon=True)
         self._thread.start()
 
@@ -164,10 +167,10 @@ class Writer:
             self._closing = True
             self._queue.put(None)
         try:
-            async with asyncio.timeout(_CLOSE_S):
+            async with asyncio.timeout(self._longest_close_s):
                 await self._stopped.wait()
         except TimeoutError:
-            _log.error("the database did not let go within %s s of closing", _CLOSE_S)
+            _log.error("the database did not let go within %s s of closing", self._longest_close_s)
 
     def _run(self) -> None:
         try:

@@ -99,6 +99,10 @@ class Doorway:
         return (await self._storage.publish(messages, now=self._clock.now())).receipts
 
 
+async def _three_live() -> bytes:
+    return b"relay_messages_live 3.0\n"
+
+
 class Rig:
     """The server and a client of it."""
 
@@ -138,7 +142,7 @@ class Rig:
             limits=limits,
             log=self.log,
             ready=self._ready,
-            metrics=lambda: b"relay_messages_live 3.0\n",
+            metrics=_three_live,
             generate_key=lambda: next(fresh_keys),
             trusted_proxies=tuple(ip_network(network) for network in trusted_proxies),
         )

@@ -37,6 +37,14 @@ class Specification:
         found: dict[str, Any] = self.document["paths"][path][method.lower()]
         return found
 
+    def parameters(self, method: str, path: str, place: str) -> set[str]:
+        """The names of an operation's parameters in `place`: query or header."""
+        described = [
+            *self.document["paths"][path].get("parameters", ()),
+            *self.operation(method, path).get("parameters", ()),
+        ]
+        return {parameter["name"] for parameter in map(self._resolved, described) if parameter["in"] == place}
+
     def promised(self) -> set[Answered]:
         """Every status of every operation."""
         return {

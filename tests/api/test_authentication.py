@@ -7,6 +7,7 @@ import pytest
 
 from relay.api.app import ROUTES, Access, Route
 from relay.api.auth import token_hash
+from relay.domain.message import TenantId
 from relay.domain.tenant import Principal
 from tests.api.rig import FOREIGN, READ_ONLY, TOKEN, Rig
 from tests.builders import OTHER_TENANT, TENANT
@@ -145,3 +146,8 @@ async def test_no_route_answers_without_a_token(rig: Rig, route: Route) -> None:
 def test_every_route_that_is_not_a_get_needs_a_token_that_may_write() -> None:
     assert {route.method for route in ROUTES if route.access is Access.READ} == {"GET"}
     assert "GET" not in {route.method for route in ROUTES if route.access is Access.WRITE}
+
+
+async def test_a_token_of_an_account_that_is_gone_does_not_admit(rig: Rig) -> None:
+    await rig.storage.put_token(token_hash("orphan"), Principal(tenant=TenantId(99)), now=0)
+    assert (await rig.call("GET", "/v2/keys", token="orphan")).status == 401

@@ -1,5 +1,6 @@
 """/v2/dlq: what failed for good; look, delete, send once more."""
 
+import asyncio
 from base64 import b64decode
 
 import pytest
@@ -421,3 +422,19 @@ async def test_a_read_only_token_looks_at_dead_letters_only(rig: Rig) -> None:
     ):
         assert (await rig.call(method, f"/v2/dlq{path}", token=READ_ONLY)).status == 403
     assert await rig.dead_letter_ids() == [dlq_id]
+
+
+async def test_of_two_retries_at_once_one_finds_nothing_left(rig: Rig) -> None:
+    _, dlq_id = await rig.dead_letter()
+    replies = await asyncio.gather(*(rig.call("POST", f"/v2/dlq/retry/{dlq_id}") for _ in range(8)))
+    assert sorted(reply.status for reply in replies) == [201] + [404] * 7
+    assert await rig.attempt(200) == 1
+
+
+async def test_bulk_retries_at_once_send_nothing_twice(rig: Rig) -> None:
+    for _ in range(30):
+        await rig.publish(headers={"Upstash-Retries": "0"})
+    await rig.attempt(500)
+    replies = await asyncio.gather(*(rig.call("POST", "/v2/dlq/retry") for _ in range(4)))
+    assert sum(len(reply.json["responses"]) for reply in replies) == 30
+    assert await rig.attempt(200) == 30

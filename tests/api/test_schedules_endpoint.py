@@ -1,5 +1,6 @@
 """/v2/schedules: create or replace, look, pause, resume, delete."""
 
+import asyncio
 import hashlib
 from base64 import b64decode
 from pathlib import Path
@@ -315,3 +316,15 @@ async def test_a_read_only_token_looks_at_schedules_only(rig: Rig) -> None:
         reply = await rig.call(method, f"/v2/schedules/{schedule_id}{path}", token=READ_ONLY)
         assert reply.status == 403
     assert (await rig.show_schedule(schedule_id))["isPaused"] is False
+
+
+async def test_a_schedule_deleted_while_it_is_resumed_stays_deleted(rig: Rig) -> None:
+    for _ in range(10):
+        schedule_id = await rig.schedule()
+        resumed, deleted = await asyncio.gather(
+            rig.call("PATCH", f"/v2/schedules/{schedule_id}/resume"),
+            rig.call("DELETE", f"/v2/schedules/{schedule_id}"),
+        )
+        assert deleted.status == 200
+        assert resumed.status in (200, 404)
+        assert (await rig.call("GET", "/v2/schedules")).json == []

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from storage.postgres import open_postgres
 from storage.protocol import Storage
 from storage.sqlite import open_sqlite
+from tests import postgres_server
 
 #: Opens one database, and the same one again after it was closed.
 Open = Callable[[], Awaitable[Storage]]
@@ -17,8 +19,12 @@ def _sqlite(directory: Path) -> Open:
     return partial(open_sqlite, f"sqlite:///{directory}/relay.db")
 
 
+def _postgres(directory: Path) -> Open:
+    return partial(open_postgres, postgres_server.url())
+
+
 #: From an empty directory to the way to open a fresh database that belongs to it.
-BACKENDS: dict[str, Callable[[Path], Open]] = {"sqlite": _sqlite}
+BACKENDS: dict[str, Callable[[Path], Open]] = {"sqlite": _sqlite, "postgres": _postgres}
 
 
 @pytest.fixture(params=list(BACKENDS))

@@ -28,7 +28,7 @@ KEY = b"k" * 16
 
 
 async def test_an_accepted_message_reads_back_exactly_as_it_was_given(storage: Storage) -> None:
-    plain = a_message(headers=(), body=b"")
+    plain = a_message(headers=(), body=b"", url="http://[not-an-address/" + "long" * 300)
     full = a_message(
         not_before=NOW + 5,
         url="https://user@Example.com:8443/päth?q=ü#f",
@@ -378,7 +378,9 @@ async def test_cancellation_stops_at_its_limit_oldest_first(storage: Storage) ->
     await accept(storage, *messages)
     assert await storage.cancel(TENANT, EVERYTHING, limit=2, now=NOW) == [messages[0].id, messages[1].id]
     ids = tuple(message.id for message in messages)
-    assert await storage.cancel(TENANT, Selection(message_ids=ids), limit=2, now=NOW) == [
+    unknown = tuple(a_message_id() for _ in range(600))
+    selection = Selection(message_ids=(*ids, *unknown))
+    assert await storage.cancel(TENANT, selection, limit=2, now=NOW) == [
         messages[2].id,
         messages[3].id,
     ]

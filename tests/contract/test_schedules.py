@@ -218,6 +218,10 @@ async def test_a_skipped_tick_is_recorded_and_is_not_a_firing(storage: Storage) 
     assert (after.last_fired_at, after.next_at) == (None, NOW + MINUTE_MS)
     (run,) = await storage.runs(TENANT, "scd_1", limit=10)
     assert run.outcome is RunOutcome.SKIPPED_OVERLAP
+    await storage.fire(a_firing(after), now=NOW)
+    fired = await read(storage)
+    await storage.fire(a_firing(fired, outcome=RunOutcome.SKIPPED_MISSED), now=NOW)
+    assert (await read(storage)).last_fired_at == fired.last_fired_at == NOW + MINUTE_MS + 3
 
 
 async def test_runs_come_newest_first_and_bounded(storage: Storage) -> None:

@@ -12,10 +12,10 @@ from relay.domain.selection import Order, Selection
 from relay.ids import Ids
 from storage.protocol import ClaimTerms, Retention
 from storage.sql import archive, cancel, catalog, schedules
+from storage.sql.road import Acceptance
 from storage.sql.script import Script
 from storage.sqlite import driver, open_sqlite, work
 from storage.sqlite.driver import Connection
-from storage.sqlite.work import Acceptance
 from storage.sqlite.writer import Tx
 from tests.builders import NOW, TENANT, a_message, an_attempt
 from tests.contract.steps import EVERYTHING, LATER, LEASE_MS

@@ -14,13 +14,14 @@ from relay.domain.errors import Unavailable
 from relay.ids import Ids
 from storage.migrate import migrations_of
 from storage.protocol import CannotOpen
+from storage.sql import archive, cancel
 from storage.sql.script import Query, Script
 from storage.sqlite import driver, open_sqlite
 from storage.sqlite.driver import Connection, Rejected
 from storage.sqlite.readers import Readers
 from storage.sqlite.writer import Kind, Tx, Writer
 from tests.builders import NOW, TENANT, a_message
-from tests.contract.steps import LEASE_MS, TERMS, accept, happenings, take
+from tests.contract.steps import EVERYTHING, LEASE_MS, TERMS, accept, happenings, take
 
 
 @pytest.fixture
@@ -57,6 +58,11 @@ async def test_a_schema_of_a_newer_relay_is_refused_untouched(path: Path) -> Non
     assert path.read_bytes() == before
 
 
+def test_migrations_are_numbered_without_gaps() -> None:
+    versions = [migration.version for migration in migrations_of("storage.sqlite")]
+    assert versions == list(range(1, len(versions) + 1))
+
+
 async def test_a_migration_is_applied_once(path: Path) -> None:
     for _ in range(2):
         storage = await open_sqlite(str(path))
@@ -79,6 +85,15 @@ async def test_a_file_that_is_no_database_is_refused_untouched(path: Path) -> No
     with pytest.raises(CannotOpen, match="is not a SQLite database"):
         await open_sqlite(str(path))
     assert path.read_bytes() == b"precious" * 1000
+
+
+async def test_a_file_that_is_locked_at_the_start_is_unavailable(path: Path) -> None:
+    with closing(driver.connect_writer(path, create=True)) as foreign:
+        foreign.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(Unavailable, match="locked"):
+            await open_sqlite(str(path))
+        foreign.execute("ROLLBACK")
+    await (await open_sqlite(str(path))).close()
 
 
 async def test_a_directory_that_does_not_exist_is_named(tmp_path: Path) -> None:
@@ -209,6 +224,30 @@ async def test_a_row_that_cannot_be_read_spoils_neither_claims_nor_lists(path: P
     await storage.close()
 
 
+async def test_a_living_message_is_never_forgotten_whoever_asks(path: Path) -> None:
+    storage = await open_sqlite(str(path))
+    message = a_message()
+    await accept(storage, message)
+    await storage.close()
+    with closing(driver.connect_writer(path)) as connection:
+        connection.execute("DELETE FROM events")
+        assert driver.run(connection, archive.forget([message.id])) == 0
+        connection.execute("DELETE FROM deliveries")
+        assert driver.run(connection, archive.forget([message.id])) == 1
+
+
+async def test_canceling_everything_ends_with_what_was_there_at_its_beginning(path: Path) -> None:
+    storage = await open_sqlite(str(path))
+    old, new = a_message(), a_message()
+    await accept(storage, old)
+    with closing(driver.connect_reader(path)) as reader:
+        last = driver.run(reader, cancel.newest(TENANT))
+        await accept(storage, new)
+        found = driver.run(reader, cancel.selected(TENANT, EVERYTHING, after=0, last=last, limit=10))
+        assert found == [old.id]
+    await storage.close()
+
+
 async def test_a_file_that_vanished_is_not_replaced_by_an_empty_one(path: Path) -> None:
     with closing(driver.connect_writer(path, create=True)):
         pass
@@ -243,7 +282,13 @@ class a_writer:  # noqa: N801 - reads as a builder
         return connection
 
     async def __aenter__(self) -> Writer:
-        self.writer = Writer(self.connect, Ids(), committed=self.commits.append, orphaned=self.orphans.append)
+        self.writer = Writer(
+            self.connect,
+            Ids(),
+            committed=self.commits.append,
+            orphaned=self.orphans.append,
+            longest_close_s=0.5,
+        )
         return self.writer
 
     async def __aexit__(self, *_: object) -> None:
@@ -252,8 +297,9 @@ class a_writer:  # noqa: N801 - reads as a builder
 
 def _insert(tx: Tx, numbers: Sequence[int]) -> Sequence[int]:
     for number in numbers:
-        tx.rows("INSERT INTO numbers VALUES (?1, zeroblob(1000))", (number,))
+        # Counted first, so that a count which outlives its failure is seen.
         tx.live += 1
+        tx.rows("INSERT INTO numbers VALUES (?1, zeroblob(1000))", (number,))
     return numbers
 
 
@@ -350,6 +396,40 @@ async def test_more_than_can_be_held_is_refused_while_the_writer_is_stuck(number
         await stuck
         assert await large == 1
         assert await writer.submit(INSERT, 2) == 2
+
+
+async def test_closing_gives_up_on_a_database_that_never_answers(numbers: Path) -> None:
+    let_go = threading.Event()
+
+    def stick(tx: Tx, payloads: Sequence[None]) -> Sequence[None]:
+        let_go.wait()
+        return payloads
+
+    async with a_writer(numbers) as writer:
+        stuck = writer.submit(Kind(stick, lambda tx, payload: payload), None)
+    assert not stuck.done()
+    let_go.set()
+    await stuck
+
+
+async def test_a_writer_that_never_wrote_lets_go_of_the_connection_it_was_given(numbers: Path) -> None:
+    connection = driver.connect_writer(numbers)
+    writer = Writer(
+        lambda: driver.connect_writer(numbers),
+        Ids(),
+        connection=connection,
+        committed=lambda tx: None,
+        orphaned=lambda result: None,
+    )
+    await writer.close()
+    with pytest.raises(driver.Error, match="closed"):
+        connection.execute("SELECT 1")
+
+
+async def test_a_commit_is_flushed_to_the_disk(numbers: Path) -> None:
+    with closing(driver.connect_writer(numbers)) as connection:
+        assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 async def test_a_result_whose_caller_has_gone_is_told_and_still_counts(numbers: Path) -> None:

@@ -389,7 +389,8 @@ async def test_claims_whose_caller_has_gone_are_handed_back(storage: Storage) ->
     caller.cancel()
     await asyncio.wait([caller])
     assert caller.cancelled()
-    await woken.wait()
+    async with asyncio.timeout(10):
+        await woken.wait()
     (claim,) = await take(storage)
     assert (claim.message, claim.lost_leases) == (message, 0)
 

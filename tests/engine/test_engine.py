@@ -14,7 +14,7 @@ from relay.domain.delivery import MAX_LOST_LEASES, Attempt, Change, Settlement, 
 from relay.domain.errors import Unavailable
 from relay.domain.message import Message, MessageId, TenantId
 from relay.domain.selection import Order, Selection
-from relay.engine.engine import Engine, Store
+from relay.engine.engine import Engine, Signs, Store
 from relay.engine.settler import Settler
 from relay.ids import text_of
 from relay.metrics import Metrics
@@ -61,10 +61,23 @@ class Unsigned:
         return "signature"
 
 
+class SignsAfter:
+    """A signer whose storage is away for so many signatures."""
+
+    def __init__(self, failures: int) -> None:
+        self._failures = failures
+
+    async def sign(self, tenant: TenantId, *, url: str, body: bytes) -> str:
+        self._failures -= 1
+        if self._failures >= 0:
+            raise Unavailable("the database is locked")
+        return "signature"
+
+
 class Rig:
     """One engine on a clock that stands still until told."""
 
-    def __init__(self, storage: object, config: Config | None = None) -> None:
+    def __init__(self, storage: object, config: Config | None = None, *, signer: Signs | None = None) -> None:
         self.storage = cast(Storage, storage)
         self.clock = FakeClock(NOW)
         self.destination = Destination(self.clock)
@@ -72,7 +85,7 @@ class Rig:
         self.engine = Engine(
             cast(Store, storage),
             sender=self.destination,
-            signer=Unsigned(),
+            signer=signer or Unsigned(),
             settings=config or Config(),
             clock=self.clock,
             log=self.lines,
@@ -98,6 +111,13 @@ class Rig:
         async with asyncio.timeout(_PATIENCE_S):
             while not true():
                 await asyncio.sleep(0)
+
+    async def pass_time_until(self, true: Callable[[], bool], *, step_ms: int) -> None:
+        """Let time pass, a step and then whatever it sets off, until it is true."""
+        async with asyncio.timeout(_PATIENCE_S):
+            while not true():
+                self.clock.advance(step_ms)
+                await _let_loops_run()
 
     async def settled(self) -> None:
         await self.until(lambda: self.engine.in_flight == 0)
@@ -256,6 +276,44 @@ async def test_a_message_whose_workers_keep_dying_ends_in_a_dead_letter_without_
         states = await rig.until_state(message.id, State.FAILED)
     assert states[-2:] == [State.ERROR, State.FAILED]
     assert rig.destination.requests == []
+
+
+async def test_deliveries_on_their_last_chance_are_attempted_one_at_a_time(rig: Rig) -> None:
+    suspects = [a_message(), a_message(), a_message()]
+    await rig.storage.publish(suspects, now=NOW)
+    for n in range(MAX_LOST_LEASES - 1):
+        claimed = await rig.storage.claim(ClaimTerms(limit=10, lease_ms=1_000), now=NOW + n * 2_000)
+        assert len(claimed.claims) == len(suspects)
+    rig.clock.advance(MAX_LOST_LEASES * 2_000)
+    release = asyncio.Event()
+    rig.destination.answer = cast(Callable[[], Awaitable[None]], release.wait)
+    async with rig.running():
+        # Crowded at first, they come back one by one: the first is sent, the others find it in flight.
+        await rig.pass_time_until(lambda: len(rig.lines.named("delivery.postponed")) >= 8, step_ms=50)
+        assert len(rig.destination.requests) == 1
+        innocent = a_message()
+        await rig.engine.publish([innocent])
+        await rig.until(lambda: len(rig.destination.requests) == 2)
+        release.set()
+        await rig.pass_time_until(lambda: len(rig.destination.requests) == 4, step_ms=50)
+        await rig.settled()
+    for message in (*suspects, innocent):
+        assert (await rig.states(message.id))[-2:] == [State.ACTIVE, State.DELIVERED]
+
+
+async def test_a_delivery_that_cannot_be_signed_for_want_of_storage_is_handed_back_and_costs_no_try(
+    storage: Storage,
+) -> None:
+    signer = SignsAfter(2)
+    rig = Rig(storage, signer=signer)
+    async with rig.running():
+        message = a_message(max_retries=0)
+        await rig.engine.publish([message])
+        await rig.pass_time_until(lambda: len(rig.destination.requests) == 1, step_ms=500)
+        await rig.settled()
+        states = await rig.states(message.id)
+    assert states == [State.CREATED, *[State.ACTIVE] * 3, State.DELIVERED]
+    assert len(rig.lines.named("delivery.unsigned")) == 2
 
 
 async def test_a_bug_while_sending_is_a_failed_attempt_and_not_a_stuck_message(rig: Rig) -> None:

@@ -1,6 +1,5 @@
 import random
 from collections.abc import AsyncIterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -183,71 +182,6 @@ async def test_after_a_slow_bite_the_rest_is_longer_but_never_longer_than_a_roun
     assert 200 <= bench.clock.naps[0] <= 400
     assert 6_000 <= bench.clock.naps[1] <= 12_000
     assert ROUND / 2 <= bench.clock.naps[2] <= ROUND
-
-
-# --- gauges ----------------------------------------------------------------------------------------------------
-
-
-async def test_the_gauges_say_what_is_stored_and_for_how_long_something_has_been_waiting(
-    storage: Storage,
-) -> None:
-    await finish(storage, a_message(max_retries=0), a_message(max_retries=0), status=500)
-    bench = Bench(storage)
-    async with running(bench.janitor):
-        await bench.clock.asleep()
-        assert bench.value("relay_messages_live") == 0
-        assert bench.value("relay_dead_letters") == 2
-        assert bench.value("relay_oldest_due_seconds") == 0
-        await storage.publish([a_message(), a_message(), a_message(not_before=NOW + DAY)], now=NOW)
-        await bench.clock.step(ROUND)
-        assert bench.value("relay_messages_live") == 3
-        assert bench.value("relay_oldest_due_seconds") == 15
-        await storage.claim(ClaimTerms(limit=10, lease_ms=DAY), now=bench.clock.now())
-        await bench.clock.step(ROUND)
-        assert bench.value("relay_oldest_due_seconds") == 0
-
-
-async def test_the_gauges_stay_fresh_through_a_long_meal_without_being_read_at_every_bite(
-    storage: Storage,
-) -> None:
-    await finish(storage, *[a_message() for _ in range(3000)])
-    measured: list[int] = []
-    faulty = Faulty(storage)
-    bench = Bench(faulty, now=NOW + 15 * DAY)
-
-    async def take_a_second(verb: str, *args: Any) -> None:
-        if verb == "stats":
-            measured.append(bench.clock.now())
-        elif verb == "prune":
-            bench.clock.advance(SECOND)
-
-    faulty.before = take_a_second
-    async with running(bench.janitor):
-        await bench.clock.asleep()
-        for _ in range(5):
-            await bench.clock.step_to_end_of_nap()
-    assert len(bench.clock.naps) == 6
-    assert 2 <= len(measured) <= 5
-    assert all(later - earlier >= 5 * SECOND for earlier, later in pairwise(measured))
-
-
-async def test_a_clock_that_is_set_back_does_not_stop_the_gauges(storage: Storage) -> None:
-    faulty = Faulty(storage)
-    bench = Bench(faulty, now=NOW + DAY)
-
-    async def set_the_clock_back(verb: str, *args: Any) -> None:
-        if verb == "prune":
-            faulty.after = Faulty(storage).after
-            bench.clock.advance(-DAY)
-
-    faulty.after = set_the_clock_back
-    async with running(bench.janitor):
-        await bench.clock.asleep()
-        assert bench.value("relay_messages_live") == 0
-        await storage.publish([a_message()], now=NOW)
-        await bench.clock.step(ROUND)
-        assert bench.clock.now() == NOW + ROUND
-        assert bench.value("relay_messages_live") == 1
 
 
 # --- trouble ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,59 @@
+"""The number of this process among all that share a database: it tells their ids apart.
+
+A number is a row with an owner who shows signs of life, by the database's clock. A session's advisory lock would
+let go by itself, but there are no sessions behind a pooler. Numbers are taken in turn, the one unused for longest
+first, so that a process that was silent for too long practically never finds another under its number.
+"""
+
+from msgspec import Struct
+
+from storage.postgres.driver import Connection
+from storage.protocol import CannotOpen
+
+#: An owner that was silent for this long has died.
+SILENCE_S = 600
+
+_FREE = f"""
+    SELECT n FROM generate_series(0, 255) n LEFT JOIN nodes ON nodes.number = n
+    WHERE nodes.owner IS NULL OR nodes.seen_at < clock_timestamp() - interval '{SILENCE_S} seconds'
+    ORDER BY nodes.seen_at NULLS FIRST, n LIMIT 1
+"""
+#: After a failover the row may be missing, or be an older one: what nobody else holds is still ours.
+_KEEP = f"""
+    INSERT INTO nodes (number, owner, seen_at) VALUES ($1, $2, clock_timestamp())
+    ON CONFLICT (number) DO UPDATE SET owner = excluded.owner, seen_at = excluded.seen_at
+    WHERE nodes.owner = excluded.owner OR nodes.owner IS NULL
+        OR nodes.seen_at < clock_timestamp() - interval '{SILENCE_S} seconds'
+    RETURNING 1
+"""
+_LEAVE = "UPDATE nodes SET owner = NULL, seen_at = clock_timestamp() WHERE number = $1 AND owner = $2"
+
+
+class Node(Struct, frozen=True, kw_only=True):
+    """A number from 0 to 255, and the random name it is held under."""
+
+    number: int
+    owner: str
+
+
+async def take(connection: Connection, owner: str) -> Node:
+    """A number nobody uses, inside a transaction that nobody else takes one in. Raises `CannotOpen`."""
+    free = await connection.rows(_FREE)
+    if not free:
+        raise CannotOpen(
+            "256 relay processes use this database already, and there are no more numbers for ids"
+        )
+    node = Node(number=free[0][0], owner=owner)
+    if not await keep(connection, node):
+        raise CannotOpen(f"the number {node.number} of this process was taken by another at the same time")
+    return node
+
+
+async def keep(connection: Connection, node: Node) -> bool:
+    """Show a sign of life; False when the number belongs to another by now."""
+    return bool(await connection.rows(_KEEP, node.number, node.owner))
+
+
+async def leave(connection: Connection, node: Node) -> None:
+    """Give the number back."""
+    await connection.rows(_LEAVE, node.number, node.owner)

@@ -1,0 +1,444 @@
+"""PostgreSQL as the storage of one relay process among many: lanes for the road, pools for everything else."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from relay.clock import SharedClock
+from relay.domain.dead_letter import DeadLetter, DeadLetterId
+from relay.domain.delivery import Lease, Settlement, released
+from relay.domain.errors import Unavailable
+from relay.domain.event import Event
+from relay.domain.message import Message, MessageId, TenantId
+from relay.domain.schedule import Run, Schedule
+from relay.domain.selection import Order, Selection
+from relay.domain.tenant import Principal, Tenant
+from relay.ids import Ids, random_name
+from storage.postgres import nodes, schema, work
+from storage.postgres.connections import Pool, Server, run, transaction
+from storage.postgres.driver import Connection, Session, target_of
+from storage.postgres.horizon import Horizon
+from storage.postgres.lane import Lane, Work
+from storage.postgres.nodes import Node
+from storage.postgres.tx import Transactions, Tx
+from storage.postgres.watch import Watch, agree
+from storage.postgres.work import Claiming, Road
+from storage.protocol import (
+    Claimed,
+    ClaimTerms,
+    DueSchedule,
+    Firing,
+    Published,
+    Retention,
+    ScheduleView,
+    Stats,
+)
+from storage.sql import archive, cancel, catalog, schedules
+from storage.sql.road import Acceptance
+from storage.sql.script import Query, Script, slices
+
+T = TypeVar("T")
+
+#: What a message costs beside its body, about.
+_MESSAGE_BYTES = 1_000
+
+#: The road: publishers are to get their 503 soon.
+_HOT = Session(longest_s=5.0, hot=True)
+_LOOKUP = Session(longest_s=5.0, hot=True)
+_SEARCH = Session(longest_s=20.0)
+_CHANGE = Session(longest_s=20.0)
+_OPENING = Session(longest_s=600.0)
+
+#: A machine whose clock is further off is not ready: what we cannot correct (certificates, other programs) errs.
+_SKEW_MS = 30_000
+
+#: Lines of the ledger beyond which they are folded into one, and how many at once.
+_FOLD_ROWS = 1_000
+_FOLD_AT_ONCE = 20_000
+
+_log = logging.getLogger("relay.storage")
+
+
+async def opened(url: str, *, clock: SharedClock, migrate: bool) -> "PostgresStorage":
+    """See `storage.postgres.open_postgres`."""
+    target = target_of(url)
+    server = Server(target)
+    connection = await server.connect(_OPENING)
+    try:
+        await schema.prepare(connection, target, migrate=migrate)
+
+        async def take(connection: Connection) -> Node:
+            await connection.run(schema.advisory_lock(target.schema, schema.NODES))
+            return await nodes.take(connection, random_name("node_"))
+
+        node = await transaction(connection, take)
+        last_id = await _number(connection, "SELECT max(id) FROM messages")
+        last_position = 0
+        for table, key in (("events", "position"), ("dead_letters", "id")):
+            for tenant in await run(connection, archive.tenants_in(table)):
+                newest = f"SELECT max({key}) FROM {table} WHERE tenant = $1"
+                last_position = max(last_position, await _number(connection, newest, tenant))
+        await agree(connection, clock)
+        return PostgresStorage(
+            server,
+            node=node,
+            clock=clock,
+            last_id=last_id,
+            positions=Ids(node=node.number, last=last_position),
+        )
+    finally:
+        connection.terminate()
+
+
+class PostgresStorage:
+    """All roles of `storage.protocol`. Belongs to the event loop it was opened on."""
+
+    def __init__(
+        self, server: Server, *, node: Node, clock: SharedClock, last_id: int, positions: Ids
+    ) -> None:
+        self._server = server
+        self._node = node
+        self._clock = clock
+        self._last_id = last_id
+        self._wakes: list[Callable[[int], None]] = []
+        self._closed = False
+        self._transactions = Transactions(positions, self._due)
+        self._horizon = Horizon()
+        road = Road(self._transactions, self._horizon)
+        self._publishes: Lane[Acceptance, Published] = Lane(
+            server, _HOT, Work(road.publish, road.publish_again), orphaned=self._hand_back
+        )
+        self._settlements: Lane[Sequence[Settlement], Sequence[MessageId]] = Lane(
+            server, _HOT, Work(road.settle, road.settle_alone)
+        )
+        self._claims: Lane[Claiming, Claimed] = Lane(
+            server,
+            _HOT,
+            Work(road.claim, road.claim_alone),
+            orphaned=self._hand_back,
+        )
+        self._road = road
+        self._renewals = Pool(server, _HOT, 1)
+        #: Look-ups by key, which answer requests, never queue behind searches.
+        self._lookups = Pool(server, _LOOKUP, 2)
+        self._searches = Pool(server, _SEARCH, 2)
+        self._changes = Pool(server, _CHANGE, 2)
+        self._watch = Watch(server, node, clock, woken=self._woken)
+
+    @property
+    def last_id(self) -> int:
+        return self._last_id
+
+    @property
+    def node(self) -> int:
+        return self._node.number
+
+    @property
+    def clock_offset_ms(self) -> int:
+        return self._clock.offset_ms
+
+    async def listening(self) -> None:
+        """Wait until the hints of other processes are heard."""
+        await self._watch.listening()
+
+    # Inbox
+
+    async def publish(
+        self, messages: Sequence[Message], *, now: int, claim: ClaimTerms | None = None
+    ) -> Published:
+        self._watch.check()
+        cost = sum(len(message.request.body) + _MESSAGE_BYTES for message in messages)
+        return await self._publishes.submit(Acceptance(messages, now, claim), cost)
+
+    async def cancel(
+        self, tenant: TenantId, selection: Selection, *, limit: int | None, now: int
+    ) -> Sequence[MessageId]:
+        cancelled: list[MessageId] = []
+        if selection.message_ids is not None:
+            for part in slices(sorted(set(selection.message_ids)), cancel.BITE):
+                room = cancel.BITE if limit is None else limit - len(cancelled)
+                if room > 0:
+                    cancelled += await self._cancel(tenant, part, room, now)
+            return cancelled
+        # What is found is not locked: only the bite that acts upon it is.
+        last = await self._searches.read(lambda: cancel.newest(tenant))
+        after = 0
+        while limit is None or len(cancelled) < limit:
+            room = cancel.BITE if limit is None else min(cancel.BITE, limit - len(cancelled))
+            found = await self._found(tenant, selection, after, last, room)
+            if not found:
+                break
+            after = found[-1]
+            cancelled += await self._cancel(tenant, found, room, now)
+        return cancelled
+
+    async def _found(
+        self, tenant: TenantId, selection: Selection, after: int, last: int, limit: int
+    ) -> Sequence[MessageId]:
+        return await self._searches.read(
+            lambda: cancel.selected(tenant, selection, after=after, last=last, limit=limit)
+        )
+
+    async def _cancel(
+        self, tenant: TenantId, ids: Sequence[int], limit: int, now: int
+    ) -> Sequence[MessageId]:
+        async def bite(tx: Tx) -> Sequence[MessageId]:
+            outcome = await tx.run(cancel.cancel(tenant, ids, limit=limit, now=now, position=tx.position))
+            tx.live -= outcome.ended
+            return outcome.ids
+
+        return await self._change(bite)
+
+    # Work
+
+    async def claim(self, terms: ClaimTerms, *, now: int) -> Claimed:
+        self._watch.check()
+        return await self._claims.submit(Claiming(terms, now))
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[MessageId]:
+        self._watch.check()
+        cost = sum(
+            _MESSAGE_BYTES + (0 if one.attempt is None else len(one.attempt.body)) for one in settlements
+        )
+        return await self._settlements.submit(settlements, cost)
+
+    async def renew(self, leases: Sequence[Lease], *, until: int) -> Sequence[MessageId]:
+        return await self._renewals.use(lambda connection: self._road.renew(connection, leases, until))
+
+    def on_work(self, wake: Callable[[int], None]) -> None:
+        self._wakes.append(wake)
+
+    # Schedules
+
+    async def put_schedule(self, schedule: Schedule, *, limit: int) -> Schedule | None:
+        async def put(tx: Tx) -> Schedule | None:
+            # Two that are new must not both be the last one within the limit.
+            await self._lock(tx, schema.SCHEDULES)
+            return await tx.run(schedules.put_schedule(schedule, limit=limit))
+
+        return await self._change(put)
+
+    async def schedule(self, tenant: TenantId, schedule_id: str) -> ScheduleView | None:
+        return await self._lookups.read(lambda: schedules.schedule(tenant, schedule_id))
+
+    async def schedules(self, tenant: TenantId) -> Sequence[ScheduleView]:
+        return await self._searches.read(lambda: schedules.schedules(tenant))
+
+    async def delete_schedule(self, tenant: TenantId, schedule_id: str) -> bool:
+        return await self._write(lambda: schedules.delete_schedule(tenant, schedule_id))
+
+    async def pause_schedule(
+        self, tenant: TenantId, schedule_id: str, *, paused: bool, next_at: int | None
+    ) -> bool:
+        return await self._write(
+            lambda: schedules.pause_schedule(tenant, schedule_id, paused=paused, next_at=next_at)
+        )
+
+    async def due_schedules(self, *, now: int, limit: int) -> tuple[Sequence[DueSchedule], int | None]:
+        return await self._lookups.read(lambda: schedules.due_schedules(now=now, limit=limit))
+
+    async def fire(self, firing: Firing, *, now: int) -> bool:
+        async def fire(tx: Tx) -> bool:
+            # Killed before the commit, the tick is still to come; after it, its messages are there: never both.
+            if not await tx.run(schedules.advance(firing)):
+                return False
+            await work.accept(tx, [Acceptance(firing.messages, now, None)])
+            return True
+
+        return await self._change(fire)
+
+    async def runs(self, tenant: TenantId, schedule_id: str, *, limit: int) -> Sequence[Run]:
+        return await self._lookups.read(lambda: schedules.runs(tenant, schedule_id, limit=limit))
+
+    # Catalog
+
+    async def principal(self, token_hash: bytes) -> Principal | None:
+        return await self._lookups.read(lambda: catalog.principal(token_hash))
+
+    async def put_token(self, token_hash: bytes, principal: Principal, *, now: int) -> None:
+        await self._write(lambda: catalog.put_token(token_hash, principal, now=now))
+
+    async def delete_tokens(self, tenant: TenantId, *, read_only: bool, keep: bytes | None) -> int:
+        return await self._write(lambda: catalog.delete_tokens(tenant, read_only=read_only, keep=keep))
+
+    async def tenant(self, tenant: TenantId) -> Tenant | None:
+        return await self._lookups.read(lambda: catalog.tenant(tenant))
+
+    async def tenants(self) -> Sequence[Tenant]:
+        return await self._lookups.read(catalog.tenants)
+
+    async def put_tenant(self, tenant: Tenant, *, now: int) -> None:
+        await self._write(lambda: catalog.put_tenant(tenant, now=now))
+
+    async def rotate_keys(self, tenant: TenantId, *, fresh: str) -> Tenant | None:
+        return await self._write(lambda: catalog.rotate_keys(tenant, fresh=fresh))
+
+    async def setting(self, name: str) -> str | None:
+        return await self._lookups.read(lambda: catalog.setting(name))
+
+    async def put_setting(self, name: str, value: str) -> None:
+        await self._write(lambda: catalog.put_setting(name, value))
+
+    # Archive
+
+    async def message(self, tenant: TenantId, message_id: MessageId) -> Message | None:
+        return await self._lookups.read(lambda: archive.message(tenant, message_id))
+
+    async def events(
+        self, tenant: TenantId, selection: Selection, *, order: Order, start: int | None, limit: int
+    ) -> Sequence[Event]:
+        return await self._searches.read(
+            lambda: archive.events(tenant, selection, order=order, start=start, limit=limit)
+        )
+
+    async def dead_letter(self, tenant: TenantId, dead_letter_id: DeadLetterId) -> DeadLetter | None:
+        return await self._lookups.read(lambda: archive.dead_letter(tenant, dead_letter_id))
+
+    async def dead_letters(
+        self, tenant: TenantId, selection: Selection, *, order: Order, start: int | None, limit: int
+    ) -> Sequence[DeadLetter]:
+        return await self._searches.read(
+            lambda: archive.dead_letters(tenant, selection, order=order, start=start, limit=limit)
+        )
+
+    async def delete_dead_letters(
+        self, tenant: TenantId, ids: Sequence[DeadLetterId]
+    ) -> Sequence[DeadLetterId]:
+        async def delete(tx: Tx) -> Sequence[DeadLetterId]:
+            await self._lock(tx, schema.FORGETTING)
+            deleted = await tx.run(archive.delete_dead_letters(tenant, ids))
+            tx.dead_letters -= len(deleted)
+            await tx.run(archive.forget(deleted.values()))
+            return list(deleted)
+
+        return await self._change(delete)
+
+    async def redrive(
+        self, tenant: TenantId, pairs: Sequence[tuple[DeadLetterId, Message]], *, now: int
+    ) -> Sequence[MessageId]:
+        async def redrive(tx: Tx) -> Sequence[MessageId]:
+            # Killed before the commit, the dead letters are still there; after it, their messages are alive.
+            await self._lock(tx, schema.FORGETTING)
+            fresh = dict(reversed(pairs))
+            deleted = await tx.run(archive.delete_dead_letters(tenant, list(fresh)))
+            tx.dead_letters -= len(deleted)
+            messages = [fresh[id_] for id_, _ in pairs if id_ in deleted and id_ in fresh]
+            published = await work.accept(tx, [Acceptance(messages, now, None)])
+            await tx.run(archive.forget(deleted.values()))
+            return [receipt.message_id for receipt in published[0].receipts]
+
+        return await self._change(redrive)
+
+    async def prune(self, retention: Retention, *, now: int, limit: int) -> int:
+        async def prune(tx: Tx) -> int:
+            await self._lock(tx, schema.FORGETTING)
+            removed = await tx.run(archive.prune(retention, now=now, limit=limit))
+            tx.dead_letters -= removed.dead_letters
+            return removed.rows
+
+        return await self._change(prune)
+
+    async def stats(self) -> Stats:
+        live, dead_letters, rows, oldest_due_at = await self._lookups.read(_depths)
+        if rows > _FOLD_ROWS:
+            await self._write(_fold)
+        return Stats(live=live, dead_letters=dead_letters, oldest_due_at=oldest_due_at)
+
+    # Life
+
+    async def ping(self) -> None:
+        self._watch.check()
+        if not await self._changes.use(lambda connection: nodes.keep(connection, self._node)):
+            raise Unavailable("another process was given this one's number: restart it", retry_after_s=60)
+        offset_ms = self._clock.offset_ms
+        if abs(offset_ms) > _SKEW_MS:
+            side = "ahead of" if offset_ms > 0 else "behind"
+            raise Unavailable(
+                f"this machine's clock is {abs(offset_ms) // 1000} seconds {side} the database's",
+                retry_after_s=60,
+            )
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        await asyncio.gather(self._publishes.close(), self._claims.close())
+        await self._settlements.close()
+        await self._watch.close()
+        try:
+            await self._changes.use(lambda connection: nodes.leave(connection, self._node))
+        except Unavailable as problem:
+            _log.warning("this process leaves without saying so: %s", problem)
+        for pool in (self._renewals, self._lookups, self._searches, self._changes):
+            await pool.close()
+
+    async def _change(self, work: Callable[[Tx], Awaitable[T]]) -> T:
+        """Run one operation in a transaction of its own."""
+        self._watch.check()
+        return await self._changes.use(lambda connection: self._transactions.run(connection, work))
+
+    async def _write(self, script: Callable[[], Script[T]]) -> T:
+        """Run a script in a transaction; it is made anew each time the transaction has to be repeated."""
+        return await self._change(lambda tx: tx.run(script()))
+
+    async def _lock(self, tx: Tx, what: int) -> None:
+        await tx.rows(schema.advisory_lock(self._server.target.schema, what))
+
+    def _due(self, due_at: int, soon: bool) -> None:
+        """A commit of this process made something due that nobody holds."""
+        self._horizon.hear(due_at)
+        for wake in self._wakes:
+            wake(due_at)
+        if soon:
+            self._watch.tell(due_at)
+
+    def _woken(self, due_at: int) -> None:
+        """A commit of another process did."""
+        self._horizon.hear(due_at)
+        for wake in self._wakes:
+            wake(due_at)
+
+    def _hand_back(self, result: Published | Claimed) -> None:
+        """Whoever asked for claims has gone: hand them back instead of letting their leases run out."""
+        if result.claims and not self._closed:
+            back: Sequence[Settlement] = [released(one, now=one.claimed_at) for one in result.claims]
+            self._settlements.submit(back).add_done_callback(_report)
+
+
+def _report(future: "asyncio.Future[Sequence[MessageId]]") -> None:
+    if not future.cancelled() and future.exception() is not None:
+        _log.warning("claims nobody waited for could not be handed back: %s", future.exception())
+
+
+def _depths() -> Script[tuple[int, int, int, int | None]]:
+    """Living, dead, lines of the ledger, and the due time of the oldest that nobody holds."""
+    rows = yield Query(
+        "SELECT coalesce(sum(live), 0)::bigint, coalesce(sum(dead_letters), 0)::bigint, count(*) FROM depths"
+    )
+    # At most the deliveries in flight are passed over before the first that waits.
+    oldest = yield Query(
+        "SELECT due_at FROM deliveries WHERE due_at IS NOT NULL AND state <> 2 ORDER BY due_at LIMIT 1"
+    )
+    live, dead_letters, count = rows[0]
+    return live, dead_letters, count, oldest[0][0] if oldest else None
+
+
+def _fold() -> Script[None]:
+    """Many lines of the ledger become one. Two that fold at once fold different lines."""
+    yield Query(
+        f"""
+        WITH gone AS (
+            DELETE FROM depths WHERE ctid = ANY (
+                ARRAY(SELECT ctid FROM depths LIMIT {_FOLD_AT_ONCE} FOR UPDATE SKIP LOCKED)
+            ) RETURNING live, dead_letters
+        )
+        INSERT INTO depths (live, dead_letters)
+        SELECT sum(live), sum(dead_letters) FROM gone HAVING count(*) > 0
+        """
+    )
+
+
+async def _number(connection: Connection, text: str, *values: object) -> int:
+    """The one number a query yields, 0 for NULL."""
+    return int((await connection.rows(text, *values))[0][0] or 0)

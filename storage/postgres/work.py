@@ -1,0 +1,521 @@
+"""The hot operations, on as many messages as a group brings: insert, claim, settle, renew.
+
+Each is one statement where it can be and one short transaction otherwise, so a crash anywhere in it undoes all of
+it; what that means for the road of a message is said at each. Isolation is READ COMMITTED: whatever a statement
+changes it changes on a condition, and the rows it answers tell what held.
+
+Locks are taken in one order everywhere, so that no two transactions wait for each other: a schedule, then
+deliveries by (tenant, id), then dedup keys by (tenant, key). Claims wait for nobody: they pass over what is locked.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from relay.domain.delivery import Change, Claim, Lease, Settlement
+from relay.domain.message import Message, MessageId
+from storage.codec import (
+    ACTIVE,
+    CREATED,
+    DEAD_LETTER_COLUMNS,
+    EVENT_COLUMNS,
+    FINAL_CHANGES,
+    MESSAGE_COMMON,
+    MESSAGE_RARE,
+    MESSAGE_READ,
+    RETRY,
+    Row,
+    dead_letter_row,
+    headers_text,
+    message_of,
+    message_row,
+    rare_row,
+    storable,
+)
+from storage.postgres.driver import Connection
+from storage.postgres.horizon import Horizon
+from storage.postgres.tx import Transactions, Tx
+from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Published, Receipt
+from storage.sql.road import LOST, Acceptance, Identity, canceled, distinct, stopped
+
+_NO_LIMIT = (1 << 62) - 1
+
+_log = logging.getLogger("relay.storage")
+
+_TYPES = {
+    **dict.fromkeys(("body", "response_body", "dedup_key", "key"), "bytea"),
+    **dict.fromkeys(("state", "change"), "smallint"),
+    **dict.fromkeys(("claim_no", "retried", "lost_leases"), "integer"),
+    **dict.fromkeys(
+        (
+            "id", "tenant", "message_id", "position", "created_at", "not_before", "due_at", "claimed_at", "at",
+            "next_at", "expires_at", "failed_at", "started_at", "ended_at", "timeout_ms", "duration_ms",
+            "max_retries", "status",
+        ),
+        "bigint",
+    ),
+}  # fmt: skip
+
+
+def _given(columns: str, first: int = 1) -> str:
+    """A table `j` of the rows that are bound, one array for each column, beginning with parameter `$first`."""
+    arrays = (f"${n}::{_TYPES.get(name, 'text')}[]" for n, name in enumerate(columns.split(", "), first))
+    return f"unnest({', '.join(arrays)}) AS j ({columns})"
+
+
+def _insert(table: str, columns: str, first: int = 1) -> str:
+    return f"INSERT INTO {table} ({columns}) SELECT {columns} FROM {_given(columns, first)}"
+
+
+def _arrays(rows: Sequence[Row], columns: str) -> Sequence[Sequence[Any]]:
+    """The columns of the rows, to be bound where `_given` has the same columns."""
+    return list(zip(*rows, strict=True)) if rows else [()] * len(columns.split(", "))
+
+
+_BIRTH = "id, tenant, state, due_at, claim_no, claimed_at, position, at, change, next_at"
+_LABEL = "tenant, label, message_id"
+#: Most messages have nothing rare but the address they came from.
+_PLAIN = f"{MESSAGE_COMMON}, caller_ip"
+_FULL = f"{MESSAGE_COMMON}, {MESSAGE_RARE}"
+_NOTHING_RARE = (None,) * (len(MESSAGE_RARE.split(", ")) - 1)
+
+
+def _publish_text(columns: str, *, labelled: bool) -> str:
+    """Messages, where they stand, how their history begins, and what they add to the ledger: one statement."""
+    first = 12
+    labels = f", l AS ({_insert('message_labels', _LABEL, first + len(columns.split(', ')))})"
+    return f"""
+    WITH born AS (SELECT * FROM {_given(_BIRTH)}),
+    m AS ({_insert("messages", columns, first)}){labels if labelled else ""},
+    d AS (
+        INSERT INTO deliveries
+            (tenant, id, state, due_at, retried, claim_no, lost_leases, cancel_requested, claimed_at)
+        SELECT tenant, id, state, due_at, 0, claim_no, 0, 0, claimed_at FROM born
+    ),
+    e AS (
+        INSERT INTO events (tenant, position, at, change, message_id, retried, next_at)
+        SELECT tenant, position, at, change, id, 0, next_at FROM born
+    )
+    INSERT INTO depths (live, dead_letters) VALUES ($11, 0)
+    """
+
+
+_PUBLISH_PLAIN = _publish_text(_PLAIN, labelled=False)
+_PUBLISH_FULL = _publish_text(_FULL, labelled=True)
+_STORED = "SELECT id FROM messages WHERE tenant = $1 AND id = ANY ($2::bigint[])"
+
+_HOLDING = "tenant, key, message_id, expires_at"
+#: Takes the keys that are free or spent. Each row waits for whoever is taking the same key right now.
+_TAKE_KEYS = f"""
+    {_insert("dedup", _HOLDING)}
+    ON CONFLICT (tenant, key) DO UPDATE SET message_id = excluded.message_id, expires_at = excluded.expires_at
+    WHERE dedup.expires_at <= excluded.expires_at - {DEDUP_WINDOW_MS}
+    RETURNING tenant, key
+"""
+_HOLDERS = f"""
+    SELECT d.tenant, d.key, d.message_id, d.expires_at
+    FROM {_given("tenant, key")} JOIN dedup d ON d.tenant = j.tenant AND d.key = j.key
+"""
+_HELD = "tenant, key, message_id"
+_FREE_KEYS = f"""
+    DELETE FROM dedup d USING {_given(_HELD)}
+    WHERE d.tenant = j.tenant AND d.key = j.key AND d.message_id = j.message_id
+"""
+
+#: $1 now, $2 limit, $3 end of the lease, $4 positions, $5 bytes, $6 where to begin. One row too many is looked at:
+#: it tells when to come again. What is beyond the bytes is let go by the commit.
+_CLAIM = f"""
+    WITH due AS MATERIALIZED (
+        SELECT tenant, id, state, due_at FROM deliveries
+        WHERE due_at BETWEEN $6 AND $1 ORDER BY due_at, id LIMIT $2::bigint + 1 FOR UPDATE SKIP LOCKED
+    ),
+    seen AS MATERIALIZED (
+        SELECT due.tenant AS d_tenant, due.id AS d_id, due.state AS was, due.due_at AS was_due_at, {MESSAGE_READ},
+            row_number() OVER o AS n,
+            coalesce(
+                sum(octet_length(m.body)) OVER (o ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0
+            ) AS bytes_before
+        FROM due LEFT JOIN messages m ON m.id = due.id
+        WINDOW o AS (ORDER BY due.due_at, due.id)
+    ),
+    taken AS (
+        UPDATE deliveries d
+        SET state = {ACTIVE}, claim_no = d.claim_no + 1, claimed_at = $1, due_at = $3,
+            lost_leases = d.lost_leases + (d.state = {ACTIVE})::integer
+        FROM seen m
+        WHERE d.tenant = m.d_tenant AND d.id = m.d_id AND m.n <= $2 AND m.bytes_before < $5
+        RETURNING m.n, m.was, d.tenant AS d_tenant, d.id AS d_id, d.retried, d.claim_no, d.lost_leases,
+            d.cancel_requested, {MESSAGE_READ}
+    ),
+    e AS (
+        INSERT INTO events (tenant, position, at, change, message_id, retried, error)
+        SELECT d_tenant, ($4::bigint[])[n], $1, {Change.STARTED.value}, d_id, retried,
+            CASE WHEN was = {ACTIVE} THEN '{LOST}' END
+        FROM taken WHERE cancel_requested = 0
+    )
+    SELECT edge.at, taken.*
+    FROM (
+        SELECT coalesce(
+            (SELECT min(was_due_at) FROM seen WHERE n > $2 OR bytes_before >= $5),
+            least(
+                (SELECT due_at FROM deliveries WHERE due_at > $1 ORDER BY due_at LIMIT 1),
+                (SELECT $3::bigint FROM taken LIMIT 1)
+            )
+        ) AS at
+    ) edge LEFT JOIN taken ON true ORDER BY taken.n
+"""
+_EDGE = "SELECT due_at FROM deliveries WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1"
+
+_SUCCESS = "tenant, id, claim_no, position, at, retried, duration_ms, status"
+#: The common end: what was asked of a delivery in flight does not matter any more, the endpoint has acted.
+_DELIVER = f"""
+    WITH gone AS (
+        DELETE FROM deliveries d USING {_given(_SUCCESS)}
+        WHERE d.tenant = j.tenant AND d.id = j.id AND d.claim_no = j.claim_no AND d.state = {ACTIVE}
+        RETURNING j.*
+    ),
+    e AS (
+        INSERT INTO events (tenant, position, at, change, message_id, retried, duration_ms, status)
+        SELECT tenant, position, at, {Change.DELIVERED.value}, id, retried, duration_ms, status FROM gone
+    ),
+    c AS (
+        INSERT INTO depths (live, dead_letters) SELECT -count(*), 0 FROM gone HAVING count(*) > 0
+    )
+    SELECT tenant, id, claim_no FROM gone
+"""
+
+_IDENTITY = "tenant, id, claim_no"
+_HOLD = f"""
+    SELECT d.tenant, d.id, d.claim_no, d.cancel_requested
+    FROM {_given(_IDENTITY)} JOIN deliveries d ON d.tenant = j.tenant AND d.id = j.id
+    WHERE d.claim_no = j.claim_no AND d.state = {ACTIVE}
+    ORDER BY d.tenant, d.id FOR UPDATE OF d
+"""
+_END = f"DELETE FROM deliveries d USING {_given('tenant, id')} WHERE d.tenant = j.tenant AND d.id = j.id"
+_KEPT = "tenant, id, state, due_at, retried, lost_leases"
+_KEEP = f"""
+    UPDATE deliveries d
+    SET state = j.state, due_at = j.due_at, retried = j.retried, lost_leases = j.lost_leases, claimed_at = NULL
+    FROM {_given(_KEPT)} WHERE d.tenant = j.tenant AND d.id = j.id
+"""
+_ADD_EVENTS = _insert("events", EVENT_COLUMNS)
+_BURY = _insert("dead_letters", DEAD_LETTER_COLUMNS)
+
+#: $4 is the end of all the leases.
+_RENEW = f"""
+    UPDATE deliveries d SET due_at = $4 FROM {_given(_IDENTITY)}
+    WHERE d.tenant = j.tenant AND d.id = j.id AND d.claim_no = j.claim_no AND d.state = {ACTIVE}
+    RETURNING d.tenant, d.id, d.claim_no
+"""
+
+
+class Claiming(NamedTuple):
+    """One call of claim."""
+
+    terms: ClaimTerms
+    now: int
+
+
+class _Plan(NamedTuple):
+    """What a group of publishes writes, and answers once it is written."""
+
+    answers: Sequence[Published]
+    messages: Sequence[Message]
+    births: Sequence[Row]
+
+
+class Road:
+    """The hot operations of one process."""
+
+    def __init__(self, transactions: Transactions, horizon: Horizon) -> None:
+        self._transactions = transactions
+        self._horizon = horizon
+
+    async def publish(self, connection: Connection, calls: Sequence[Acceptance]) -> Sequence[Published]:
+        """Accept what every call brings.
+
+        Message, delivery, history and dedup key are one commit, and the answer to the client follows it: killed
+        before, nothing was promised; killed after, everything that was promised is there. What is handed out
+        at once is under a lease from the start, so that it is found again if this process dies with it.
+        """
+        if any(message.dedup_key is not None for call in calls for message in call.messages):
+            return await self._transactions.run(connection, lambda tx: accept(tx, calls))
+        return await self._transactions.at_once(connection, lambda tx: _write(tx, _plan(tx, calls, {})))
+
+    async def publish_again(self, connection: Connection, call: Acceptance) -> Published:
+        """Accept one call that spoiled its group: perhaps because it is the repetition of one that went through."""
+
+        async def again(tx: Tx) -> Published:
+            stored: set[int] = set()
+            if call.messages:
+                ids = [message.id for message in call.messages]
+                stored.update(row[0] for row in await tx.rows(_STORED, call.messages[0].tenant, ids))
+            return (await accept(tx, [call], stored=frozenset(stored)))[0]
+
+        return await self._transactions.run(connection, again)
+
+    async def claim(self, connection: Connection, calls: Sequence[Claiming]) -> Sequence[Claimed]:
+        """Lease for one call after the other: a process has one loop that claims, so there is hardly a second."""
+        return [await self.claim_alone(connection, call) for call in calls]
+
+    async def claim_alone(self, connection: Connection, call: Claiming) -> Claimed:
+        """Lease the oldest of what is due; leases that ran out are in the same range of the same index.
+
+        The claim is durable before anyone acts on it. Killed with it in hand, the lease runs out and whoever
+        claims then knows (`lost_leases`) that the endpoint may have seen the message.
+        """
+
+        terms, now = call
+        abandoned: list[Claim] = []
+        limit = max(0, terms.limit)
+        max_bytes = _NO_LIMIT if terms.max_bytes is None else max(1, terms.max_bytes)
+        begin = self._horizon.begin(now)
+
+        async def claim(tx: Tx) -> Claimed:
+            positions = [tx.position(now) for _ in range(limit)]
+            rows = await tx.rows(_CLAIM, now, limit, now + terms.lease_ms, positions, max_bytes, begin)
+            claims: list[Claim] = []
+            for row in rows:
+                one = _claim_of(row, now)
+                if one is not None:
+                    (abandoned if row[8] else claims).append(one)
+            next_due_at: int | None = rows[0][0]
+            self._horizon.seen(now if next_due_at is None else min(next_due_at, now), now)
+            return Claimed(claims=claims, next_due_at=next_due_at)
+
+        claimed = await self._transactions.at_once(connection, claim)
+        if not abandoned:
+            return claimed
+        await self.settle(connection, [[stopped(one, now) for one in abandoned]])
+        edge = await connection.rows(_EDGE)
+        return Claimed(claims=claimed.claims, next_due_at=edge[0][0] if edge else None)
+
+    async def settle(
+        self, connection: Connection, calls: Sequence[Sequence[Settlement]]
+    ) -> Sequence[Sequence[MessageId]]:
+        """Write every settlement whose claim is still the current one; the ids of the others, call by call.
+
+        State, history, dead letter and the messages that follow are one commit. Killed before it, the lease runs
+        out and the attempt is made again: at least once. Killed after it, the repeated settlement is refused.
+        """
+        refused: list[list[MessageId]] = [[] for _ in calls]
+        fresh = distinct(calls, refused)
+        if all(one.change is Change.DELIVERED and not one.publishes for _, one in fresh.values()):
+            held = await self._transactions.at_once(connection, lambda tx: _deliver(tx, fresh))
+        else:
+            held = await self._transactions.run(connection, lambda tx: _settle(tx, fresh))
+        for identity, (number, _) in fresh.items():
+            if identity not in held:
+                refused[number].append(MessageId(identity[1]))
+        return refused
+
+    async def settle_alone(
+        self, connection: Connection, settlements: Sequence[Settlement]
+    ) -> Sequence[MessageId]:
+        """`settle` for one call."""
+        return (await self.settle(connection, [settlements]))[0]
+
+    async def renew(self, connection: Connection, leases: Sequence[Lease], until: int) -> Sequence[MessageId]:
+        """Extend the leases that are still held; the ids of the others."""
+        identities = [(lease.tenant, lease.message_id, lease.claim_no) for lease in leases]
+        rows = await connection.rows(_RENEW, *_arrays(sorted(set(identities)), _IDENTITY), until)
+        held = {tuple(row) for row in rows}
+        return [identity[1] for identity in identities if identity not in held]
+
+
+async def accept(
+    tx: Tx, calls: Sequence[Acceptance], *, stored: frozenset[int] = frozenset()
+) -> Sequence[Published]:
+    """Accept inside an open transaction. Messages in `stored` are there already and only get their receipt."""
+    return await _write(tx, _plan(tx, calls, await _take_keys(tx, calls, stored), stored))
+
+
+async def _take_keys(
+    tx: Tx, calls: Sequence[Acceptance], stored: frozenset[int]
+) -> dict[tuple[int, bytes], tuple[MessageId, int]]:
+    """Take the keys that these messages bring; who holds those that could not be had, and until when."""
+    wanted: dict[tuple[int, bytes], tuple[int, int]] = {}
+    for call in calls:
+        for message in call.messages:
+            if message.dedup_key is not None and message.id not in stored:
+                identity = (message.tenant, message.dedup_key)
+                wanted.setdefault(identity, (message.id, call.now + DEDUP_WINDOW_MS))
+    if not wanted:
+        return {}
+    rows = [(*identity, *holding) for identity, holding in sorted(wanted.items())]
+    taken = {(tenant, key) for tenant, key in await tx.rows(_TAKE_KEYS, *_arrays(rows, _HOLDING))}
+    missed = [identity for identity in wanted if identity not in taken]
+    if not missed:
+        return {}
+    holders = await tx.rows(_HOLDERS, *_arrays(missed, "tenant, key"))
+    return {(tenant, key): (id_, expires_at) for tenant, key, id_, expires_at in holders}
+
+
+def _plan(
+    tx: Tx,
+    calls: Sequence[Acceptance],
+    keys: dict[tuple[int, bytes], tuple[MessageId, int]],
+    stored: frozenset[int] = frozenset(),
+) -> _Plan:
+    messages: list[Message] = []
+    births: list[Row] = []
+    answers = []
+    for accepted, now, terms in calls:
+        receipts = []
+        claims: list[Claim] = []
+        room, lease_ms = (0, 0) if terms is None else (terms.limit, terms.lease_ms)
+        for message in accepted:
+            id_ = message.id
+            key = message.dedup_key
+            if id_ in stored:
+                receipts.append(Receipt(message_id=id_))
+                continue
+            if key is not None:
+                earlier = keys.get((message.tenant, key))
+                if earlier is not None and earlier[1] > now:
+                    receipts.append(Receipt(message_id=earlier[0], deduplicated=earlier[0] != id_))
+                    continue
+                keys[message.tenant, key] = (id_, now + DEDUP_WINDOW_MS)
+            receipts.append(Receipt(message_id=id_))
+            messages.append(message)
+            due_at = message.not_before
+            if due_at <= now and len(claims) < room:
+                claims.append(Claim(message=message, claim_no=1, claimed_at=now))
+                stand: Row = (ACTIVE, now + lease_ms, 1, now)
+                change, next_at = Change.STARTED_AT_ONCE, None
+            else:
+                tx.due(due_at, now)
+                stand = (CREATED, due_at, 0, None)
+                change, next_at = Change.CREATED, due_at if due_at > now else None
+            births.append((id_, message.tenant, *stand, tx.position(now), now, change.value, next_at))
+        answers.append(Published(receipts=receipts, claims=claims))
+    return _Plan(answers, messages, births)
+
+
+async def _write(tx: Tx, plan: _Plan) -> Sequence[Published]:
+    messages = plan.messages
+    if not messages:
+        return plan.answers
+    births = _arrays(plan.births, _BIRTH)
+    rare = [rare_row(message) for message in messages]
+    if all(one[1:] == _NOTHING_RARE for one in rare):
+        rows = [(*message_row(message), one[0]) for message, one in zip(messages, rare, strict=True)]
+        await tx.rows(_PUBLISH_PLAIN, *births, len(messages), *_arrays(rows, _PLAIN))
+    else:
+        rows = [(*message_row(message), *one) for message, one in zip(messages, rare, strict=True)]
+        labels = [
+            (message.tenant, label, message.id) for message in messages for label in set(message.labels)
+        ]
+        await tx.rows(_PUBLISH_FULL, *births, len(messages), *_arrays(rows, _FULL), *_arrays(labels, _LABEL))
+    return plan.answers
+
+
+def _claim_of(row: Row, now: int) -> Claim | None:
+    """From a row of _CLAIM; None for the row without a delivery, and for a message that cannot be read."""
+    _, n, _, tenant, id_, retried, claim_no, lost_leases, _, *content = row
+    if n is None:
+        return None
+    try:
+        message = message_of(content)
+    except Exception:
+        # Out of the way for the length of a lease, like a message that kills its worker.
+        _log.exception("message %s of tenant %s cannot be read", id_, tenant)
+        return None
+    return Claim(message=message, claim_no=claim_no, claimed_at=now, retried=retried, lost_leases=lost_leases)
+
+
+async def _deliver(tx: Tx, fresh: dict[Identity, tuple[int, Settlement]]) -> set[Identity]:
+    """Settle what was delivered and has no consequences; the claims that were held."""
+    rows = []
+    for identity in sorted(fresh):
+        settlement = fresh[identity][1]
+        attempt = settlement.attempt
+        assert attempt is not None
+        duration_ms = attempt.ended_at - attempt.started_at
+        at = settlement.at
+        rows.append((*identity, tx.position(at), at, settlement.claim.retried, duration_ms, attempt.status))
+    return {tuple(row) for row in await tx.rows(_DELIVER, *_arrays(rows, _SUCCESS))} if rows else set()
+
+
+async def _settle(tx: Tx, fresh: dict[Identity, tuple[int, Settlement]]) -> set[Identity]:
+    """Settle whatever there is; the claims that were held."""
+    identities = sorted(fresh)
+    held = {
+        (tenant, id_, claim_no): cancel_requested
+        for tenant, id_, claim_no, cancel_requested in await tx.rows(_HOLD, *_arrays(identities, _IDENTITY))
+    }
+    good = [
+        canceled(settlement) if held[identity] else settlement
+        for identity, (_, settlement) in fresh.items()
+        if identity in held
+    ]
+    await _apply(tx, good)
+    return set(held)
+
+
+async def _apply(tx: Tx, settlements: Sequence[Settlement]) -> None:
+    """Write settlements whose deliveries are locked. Every change but RELEASED comes with its attempt."""
+    ended: list[Row] = []
+    kept: list[Row] = []
+    events: list[Row] = []
+    dead_letters: list[Row] = []
+    freed: list[tuple[int, bytes, int]] = []
+    followers: list[Acceptance] = []
+    for settlement in settlements:
+        change = settlement.change
+        one = settlement.claim
+        message = one.message
+        tenant, id_, at, due_at = message.tenant, message.id, settlement.at, settlement.due_at
+        if change in FINAL_CHANGES:
+            ended.append((tenant, id_))
+        elif change is Change.RELEASED:
+            # Nothing was attempted: no retry counted, no lost lease forgiven, nothing to tell.
+            state = CREATED if one.retried == 0 else RETRY
+            kept.append((tenant, id_, state, due_at, one.retried, one.lost_leases))
+        else:
+            kept.append((tenant, id_, RETRY, due_at, one.retried + 1, 0))
+        if due_at is not None:
+            tx.due(due_at, at)
+        if settlement.publishes:
+            followers.append(Acceptance(settlement.publishes, at, None))
+        attempt = settlement.attempt
+        if attempt is None:
+            continue
+        position = tx.position(at)
+        duration_ms = attempt.ended_at - attempt.started_at
+        answer: Row = (None, None, None)
+        if change is not Change.DELIVERED:
+            answer = (storable(attempt.error), headers_text(attempt.headers), attempt.body)
+        events.append(
+            (
+                tenant,
+                position,
+                at,
+                change.value,
+                id_,
+                one.retried,
+                due_at,
+                duration_ms,
+                attempt.status,
+                *answer,
+            )
+        )
+        if change is Change.FAILED:
+            dead_letters.append(
+                dead_letter_row(position, message, failed_at=at, retried=one.retried, attempt=attempt)
+            )
+        if change is not Change.DELIVERED and change in FINAL_CHANGES and message.dedup_key is not None:
+            freed.append((tenant, message.dedup_key, id_))
+    for text, rows, columns in (
+        (_END, ended, "tenant, id"),
+        (_KEEP, kept, _KEPT),
+        (_ADD_EVENTS, events, EVENT_COLUMNS),
+        (_BURY, dead_letters, DEAD_LETTER_COLUMNS),
+        (_FREE_KEYS, sorted(freed), _HELD),
+    ):
+        if rows:
+            await tx.rows(text, *_arrays(rows, columns))
+    tx.live -= len(ended)
+    tx.dead_letters += len(dead_letters)
+    if followers:
+        await accept(tx, followers)

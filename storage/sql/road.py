@@ -1,0 +1,51 @@
+"""What publishes and settlements mean for rows, decided without a database: the part all backends share."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from relay.domain.delivery import Attempt, Change, Claim, Settlement
+from relay.domain.message import Message, MessageId
+from storage.protocol import ClaimTerms
+
+#: What history says when a lease was taken over: nobody knows what the lost attempt did.
+LOST = "the worker that held the lease was lost; the outcome of its attempt is unknown"
+
+#: Tenant, message and claim number: what fences a settlement.
+Identity = tuple[int, int, int]
+
+
+class Acceptance(NamedTuple):
+    """One call of publish."""
+
+    messages: Sequence[Message]
+    now: int
+    terms: ClaimTerms | None
+
+
+def distinct(
+    calls: Sequence[Sequence[Settlement]], refused: Sequence[list[MessageId]]
+) -> dict[Identity, tuple[int, Settlement]]:
+    """The first settlement of each claim, with the number of its call; any other of the same claim is refused."""
+    fresh: dict[Identity, tuple[int, Settlement]] = {}
+    for number, settlements in enumerate(calls):
+        for settlement in settlements:
+            one = settlement.claim
+            identity = (one.message.tenant, one.message.id, one.claim_no)
+            if identity in fresh:
+                refused[number].append(one.message.id)
+            else:
+                fresh[identity] = (number, settlement)
+    return fresh
+
+
+def canceled(settlement: Settlement) -> Settlement:
+    """What a settlement becomes when cancellation was asked for; handed back unsent, the delivery ends unsent."""
+    if settlement.change is Change.RELEASED:
+        return stopped(settlement.claim, settlement.at, "the relay stopped before the message was sent")
+    return settlement.canceled()
+
+
+def stopped(one: Claim, now: int, error: str = LOST) -> Settlement:
+    """The end of a cancelled delivery whose attempt will not be heard of."""
+    attempt = Attempt(started_at=one.claimed_at, ended_at=now, error=error)
+    return Settlement(claim=one, change=Change.CANCELED_AFTER_ERROR, at=now, attempt=attempt)

@@ -1,0 +1,1 @@
+-- Number 2 belongs to URL groups.
