@@ -10,6 +10,7 @@ from relay.domain.dead_letter import DeadLetter, DeadLetterId
 from relay.domain.delivery import Lease, Settlement, released
 from relay.domain.errors import Unavailable
 from relay.domain.event import Event
+from relay.domain.gates import Gate, GateChange, GateId, GateKind
 from relay.domain.message import Message, MessageId, TenantId
 from relay.domain.schedule import Run, Schedule
 from relay.domain.selection import Order, Selection
@@ -29,12 +30,14 @@ from storage.protocol import (
     ClaimTerms,
     DueSchedule,
     Firing,
+    FlowKey,
     Published,
     Retention,
     ScheduleView,
     Stats,
 )
-from storage.sql import archive, cancel, catalog, schedules
+from storage.sql import archive, cancel, catalog, gates, schedules
+from storage.sql.gates import LONGEST_LEASE_MS
 from storage.sql.road import Acceptance
 from storage.sql.script import Query, Script, slices
 
@@ -183,12 +186,17 @@ class PostgresStorage:
     async def _cancel(
         self, tenant: TenantId, ids: Sequence[int], limit: int, now: int
     ) -> Sequence[MessageId]:
-        async def bite(tx: Tx) -> Sequence[MessageId]:
-            outcome = await tx.run(cancel.cancel(tenant, ids, limit=limit, now=now, position=tx.position))
-            tx.live -= outcome.ended
-            return outcome.ids
+        return await self._change(lambda tx: self._cancel_in(tx, tenant, ids, limit, now))
 
-        return await self._change(bite)
+    @staticmethod
+    async def _cancel_in(
+        tx: Tx, tenant: TenantId, ids: Sequence[int], limit: int, now: int
+    ) -> Sequence[MessageId]:
+        await tx.lock_gates()
+        outcome = await tx.run(cancel.cancel(tenant, ids, limit=limit, now=now, position=tx.position))
+        tx.live -= outcome.ended
+        tx.due(outcome.opens_at, now)
+        return outcome.ids
 
     # Work
 
@@ -250,6 +258,56 @@ class PostgresStorage:
 
     async def runs(self, tenant: TenantId, schedule_id: str, *, limit: int) -> Sequence[Run]:
         return await self._lookups.read(lambda: schedules.runs(tenant, schedule_id, limit=limit))
+
+    # Gates
+
+    async def change_gate(
+        self,
+        tenant: TenantId,
+        kind: GateKind,
+        name: str,
+        change: GateChange,
+        *,
+        create: bool,
+        limit: int | None = None,
+        now: int,
+    ) -> bool:
+        async def write(tx: Tx) -> bool:
+            await tx.lock_gates()
+            done, opens_at = await tx.run(
+                gates.change(tenant, kind, name, change, create=create, limit=limit, now=now)
+            )
+            tx.due(opens_at, now)
+            return done
+
+        return await self._change(write)
+
+    async def delete_queue(self, tenant: TenantId, name: str, *, now: int) -> bool:
+        async def retire(tx: Tx) -> GateId | None:
+            await tx.lock_gates()
+            return await tx.run(gates.retire(tenant, name, now))
+
+        gate = await self._change(retire)
+        if gate is None:
+            return False
+        while ids := await self._write(lambda: gates.stragglers(gate, limit=cancel.BITE)):
+            await self._cancel(tenant, ids, len(ids), now)
+        return True
+
+    async def queue(self, tenant: TenantId, name: str) -> Gate | None:
+        return await self._lookups.read(lambda: gates.queue(tenant, name))
+
+    async def queues(self, tenant: TenantId) -> Sequence[Gate]:
+        return await self._searches.read(lambda: gates.queues(tenant))
+
+    async def flow_key(self, tenant: TenantId, name: str, *, now: int) -> FlowKey | None:
+        return await self._lookups.read(lambda: gates.flow_key(tenant, name, now))
+
+    async def flow_keys(self, tenant: TenantId, *, search: str, limit: int, now: int) -> Sequence[FlowKey]:
+        return await self._searches.read(lambda: gates.flow_keys(tenant, search, limit=limit, now=now))
+
+    async def in_flight(self, tenant: TenantId, *, now: int) -> int:
+        return await self._searches.read(lambda: gates.in_flight(tenant, until=now + LONGEST_LEASE_MS))
 
     # Catalog
 
@@ -333,9 +391,16 @@ class PostgresStorage:
     async def prune(self, retention: Retention, *, now: int, limit: int) -> int:
         async def prune(tx: Tx) -> int:
             await self._lock(tx, schema.FORGETTING)
+            await tx.lock_gates()
             removed = await tx.run(archive.prune(retention, now=now, limit=limit))
             tx.dead_letters -= removed.dead_letters
-            return removed.rows
+            left = await tx.run(gates.retired())
+            if left is None:
+                return removed.rows
+            # Whoever deleted this queue was interrupted.
+            gate, tenant = left
+            ids = await tx.run(gates.stragglers(gate, limit=limit))
+            return removed.rows + len(await self._cancel_in(tx, tenant, ids, len(ids), now))
 
         return await self._change(prune)
 

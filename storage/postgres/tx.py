@@ -13,6 +13,9 @@ T = TypeVar("T")
 #: What is due later than this is found by polling in good time.
 _SOON_MS = 1_000
 
+#: By the table, so that relays in one database do not wait for each other.
+GATES = "SELECT pg_advisory_xact_lock('gates'::regclass::oid::bigint)"
+
 LEDGER = "INSERT INTO depths (live, dead_letters) VALUES ($1, $2)"
 
 
@@ -37,12 +40,18 @@ class Tx:
         """Run a script."""
         return await connections.run(self._connection, script)
 
+    async def lock_gates(self) -> None:
+        """Before anything else in a transaction that may change a gate: of those there is one at a time."""
+        await self.rows(GATES)
+
     def position(self, at: int) -> int:
         """The next position of history: ever growing in this process; node numbers tell it from those of others."""
         return self._positions.next(at)
 
-    def due(self, at: int, now: int) -> None:
-        """Something that nobody holds is due then."""
+    def due(self, at: int | None, now: int) -> None:
+        """Something that nobody holds is due then; None: nothing is."""
+        if at is None:
+            return
         self.soon = self.soon or at - now <= _SOON_MS
         if self.due_at is None or at < self.due_at:
             self.due_at = at

@@ -5,7 +5,9 @@ it; what that means for the road of a message is said at each. Isolation is READ
 changes it changes on a condition, and the rows it answers tell what held.
 
 Locks are taken in one order everywhere, so that no two transactions wait for each other: a schedule, then
-deliveries by (tenant, id), then dedup keys by (tenant, key). Claims wait for nobody: they pass over what is locked.
+deliveries by (tenant, id), then dedup keys by (tenant, key). Whoever may change a gate locks all of them first:
+transactions with gates are one at a time in the whole database. What is due is claimed without waiting for anybody:
+what is locked is passed over.
 """
 
 import logging
@@ -13,6 +15,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from relay.domain.delivery import Change, Claim, Lease, Settlement
+from relay.domain.errors import Unavailable
+from relay.domain.gates import GateKind, is_gated
 from relay.domain.message import Message, MessageId
 from storage.codec import (
     ACTIVE,
@@ -36,6 +40,8 @@ from storage.postgres.driver import Connection
 from storage.postgres.horizon import Horizon
 from storage.postgres.tx import Transactions, Tx
 from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Published, Receipt
+from storage.sql import gates
+from storage.sql.gates import Rest
 from storage.sql.road import LOST, Acceptance, Identity, canceled, distinct, stopped
 
 _NO_LIMIT = (1 << 62) - 1
@@ -123,11 +129,18 @@ _FREE_KEYS = f"""
 """
 
 #: $1 now, $2 limit, $3 end of the lease, $4 positions, $5 bytes, $6 where to begin. One row too many is looked at:
-#: it tells when to come again. What is beyond the bytes is let go by the commit.
+#: it tells when to come again. What is beyond the bytes is let go by the commit. A lost attempt that had the permit
+#: of a key needs another one: it is for `_ADMIT`.
+_OPENING = "SELECT min(opens_at) FROM gates WHERE opens_at IS NOT NULL"
 _CLAIM = f"""
     WITH due AS MATERIALIZED (
         SELECT tenant, id, state, due_at FROM deliveries
-        WHERE due_at BETWEEN $6 AND $1 ORDER BY due_at, id LIMIT $2::bigint + 1 FOR UPDATE SKIP LOCKED
+        WHERE due_at BETWEEN $6 AND $1 AND (
+            state <> {ACTIVE} OR cancel_requested = 1 OR NOT EXISTS (
+                SELECT 1 FROM gated v
+                WHERE v.tenant = deliveries.tenant AND v.id = deliveries.id AND v.flow IS NOT NULL
+            )
+        ) ORDER BY due_at, id LIMIT $2::bigint + 1 FOR UPDATE SKIP LOCKED
     ),
     seen AS MATERIALIZED (
         SELECT due.tenant AS d_tenant, due.id AS d_id, due.state AS was, due.due_at AS was_due_at, {MESSAGE_READ},
@@ -153,7 +166,7 @@ _CLAIM = f"""
             CASE WHEN was = {ACTIVE} THEN '{LOST}' END
         FROM taken WHERE cancel_requested = 0
     )
-    SELECT edge.at, taken.*
+    SELECT edge.at, edge.opens_at, taken.*
     FROM (
         SELECT coalesce(
             (SELECT min(was_due_at) FROM seen WHERE n > $2 OR bytes_before >= $5),
@@ -161,10 +174,39 @@ _CLAIM = f"""
                 (SELECT due_at FROM deliveries WHERE due_at > $1 ORDER BY due_at LIMIT 1),
                 (SELECT $3::bigint FROM taken LIMIT 1)
             )
-        ) AS at
+        ) AS at, ({_OPENING}) AS opens_at
     ) edge LEFT JOIN taken ON true ORDER BY taken.n
 """
 _EDGE = "SELECT due_at FROM deliveries WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1"
+
+#: Attempts of keys whose lease ran out at $1, at most $2 of them.
+_LOST = f"""
+    SELECT v.tenant, v.id FROM gated v JOIN deliveries d ON d.tenant = v.tenant AND d.id = v.id
+    WHERE v.flow IS NOT NULL AND v.waits_at IS NULL AND d.state = {ACTIVE} AND d.due_at <= $1
+    AND d.cancel_requested = 0 LIMIT $2 FOR UPDATE OF d SKIP LOCKED
+"""
+_LOST_AT_ONCE = 500
+#: How often a process looks for them.
+_LOST_EVERY_MS = 1_000
+
+_DUE_COUNT = (
+    "SELECT count(*), min(due_at) FROM"
+    " (SELECT due_at FROM deliveries WHERE due_at BETWEEN $1 AND $2 ORDER BY due_at LIMIT $3) d"
+)
+#: Leases who has passed: $3 now, $4 end of the lease. Rows like those of `_CLAIM`.
+_ADMIT = f"""
+    WITH taken AS (
+        UPDATE deliveries d
+        SET state = {ACTIVE}, claim_no = d.claim_no + 1, claimed_at = $3, due_at = $4
+        FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS j (tenant, id, n)
+        WHERE d.tenant = j.tenant AND d.id = j.id
+        RETURNING j.n, d.tenant AS d_tenant, d.id AS d_id, d.retried, d.claim_no, d.lost_leases
+    )
+    SELECT NULL, NULL, t.n, NULL, t.d_tenant, t.d_id, t.retried, t.claim_no, t.lost_leases, 0, {MESSAGE_READ}
+    FROM taken t LEFT JOIN messages m ON m.id = t.d_id ORDER BY t.n
+"""
+_STARTED = "tenant, position, at, change, message_id, retried, error"
+_ADD_STARTED = _insert("events", _STARTED)
 
 _SUCCESS = "tenant, id, claim_no, position, at, retried, duration_ms, status"
 #: The common end: what was asked of a delivery in flight does not matter any more, the endpoint has acted.
@@ -222,6 +264,7 @@ class _Plan(NamedTuple):
     answers: Sequence[Published]
     messages: Sequence[Message]
     births: Sequence[Row]
+    gated: Sequence[tuple[Message, int]]
 
 
 class Road:
@@ -230,6 +273,7 @@ class Road:
     def __init__(self, transactions: Transactions, horizon: Horizon) -> None:
         self._transactions = transactions
         self._horizon = horizon
+        self._looked_for_lost_at: int | None = None
 
     async def publish(self, connection: Connection, calls: Sequence[Acceptance]) -> Sequence[Published]:
         """Accept what every call brings.
@@ -238,7 +282,8 @@ class Road:
         before, nothing was promised; killed after, everything that was promised is there. What is handed out
         at once is under a lease from the start, so that it is found again if this process dies with it.
         """
-        if any(message.dedup_key is not None for call in calls for message in call.messages):
+        messages = [message for call in calls for message in call.messages]
+        if any(message.dedup_key is not None or is_gated(message) for message in messages):
             return await self._transactions.run(connection, lambda tx: accept(tx, calls))
         return await self._transactions.at_once(connection, lambda tx: _write(tx, _plan(tx, calls, {})))
 
@@ -262,9 +307,35 @@ class Road:
         """Lease the oldest of what is due; leases that ran out are in the same range of the same index.
 
         The claim is durable before anyone acts on it. Killed with it in hand, the lease runs out and whoever
-        claims then knows (`lost_leases`) that the endpoint may have seen the message.
+        claims then knows (`lost_leases`) that the endpoint may have seen the message. What passes a gate is leased
+        before what is due besides, in a commit of its own.
         """
+        admitted, call = await self._admit(connection, call)
+        if not admitted:
+            return await self._claim_due(connection, call)
+        try:
+            claimed = await self._claim_due(connection, call)
+        except Unavailable as problem:
+            # What is leased already is not left to its lease.
+            _log.warning("what is due could not be claimed: %s", problem)
+            return Claimed(claims=admitted, next_due_at=call.now)
+        return Claimed(claims=[*claimed.claims, *admitted], next_due_at=claimed.next_due_at)
 
+    async def _admit(self, connection: Connection, call: Claiming) -> tuple[Sequence[Claim], Claiming]:
+        """Who passes the gates that are open, and what may be claimed besides. See `storage.sqlite.work`."""
+        terms, now = call
+        before = self._looked_for_lost_at
+        looks = before is None or not 0 <= now - before < _LOST_EVERY_MS
+        if looks:
+            self._looked_for_lost_at = now
+        opening = (await connection.rows(_OPENING))[0][0]
+        opens = opening is not None and opening <= now and terms.limit > 0
+        lost = looks and bool(await connection.rows(_LOST, now, 1))
+        if not opens and not lost:
+            return (), call
+        return await self._transactions.run(connection, lambda tx: _admit(tx, call))
+
+    async def _claim_due(self, connection: Connection, call: Claiming) -> Claimed:
         terms, now = call
         abandoned: list[Claim] = []
         limit = max(0, terms.limit)
@@ -278,17 +349,20 @@ class Road:
             for row in rows:
                 one = _claim_of(row, now)
                 if one is not None:
-                    (abandoned if row[8] else claims).append(one)
+                    (abandoned if row[9] else claims).append(one)
             next_due_at: int | None = rows[0][0]
             self._horizon.seen(now if next_due_at is None else min(next_due_at, now), now)
-            return Claimed(claims=claims, next_due_at=next_due_at)
+            return Claimed(claims=claims, next_due_at=_earliest(next_due_at, rows[0][1]))
 
         claimed = await self._transactions.at_once(connection, claim)
         if not abandoned:
             return claimed
         await self.settle(connection, [[stopped(one, now) for one in abandoned]])
         edge = await connection.rows(_EDGE)
-        return Claimed(claims=claimed.claims, next_due_at=edge[0][0] if edge else None)
+        opening = await connection.rows(_OPENING)
+        return Claimed(
+            claims=claimed.claims, next_due_at=_earliest(edge[0][0] if edge else None, opening[0][0])
+        )
 
     async def settle(
         self, connection: Connection, calls: Sequence[Sequence[Settlement]]
@@ -300,7 +374,10 @@ class Road:
         """
         refused: list[list[MessageId]] = [[] for _ in calls]
         fresh = distinct(calls, refused)
-        if all(one.change is Change.DELIVERED and not one.publishes for _, one in fresh.values()):
+        if all(
+            one.change is Change.DELIVERED and not one.publishes and not is_gated(one.claim.message)
+            for _, one in fresh.values()
+        ):
             held = await self._transactions.at_once(connection, lambda tx: _deliver(tx, fresh))
         else:
             held = await self._transactions.run(connection, lambda tx: _settle(tx, fresh))
@@ -327,6 +404,8 @@ async def accept(
     tx: Tx, calls: Sequence[Acceptance], *, stored: frozenset[int] = frozenset()
 ) -> Sequence[Published]:
     """Accept inside an open transaction. Messages in `stored` are there already and only get their receipt."""
+    if any(is_gated(message) for call in calls for message in call.messages):
+        await tx.lock_gates()
     return await _write(tx, _plan(tx, calls, await _take_keys(tx, calls, stored), stored))
 
 
@@ -359,6 +438,7 @@ def _plan(
 ) -> _Plan:
     messages: list[Message] = []
     births: list[Row] = []
+    gated: list[tuple[Message, int]] = []
     answers = []
     for accepted, now, terms in calls:
         receipts = []
@@ -379,9 +459,13 @@ def _plan(
             receipts.append(Receipt(message_id=id_))
             messages.append(message)
             due_at = message.not_before
-            if due_at <= now and len(claims) < room:
+            if is_gated(message):
+                gated.append((message, now))
+                stand: Row = (CREATED, None, 0, None)
+                change, next_at = Change.CREATED, due_at if due_at > now else None
+            elif due_at <= now and len(claims) < room:
                 claims.append(Claim(message=message, claim_no=1, claimed_at=now))
-                stand: Row = (ACTIVE, now + lease_ms, 1, now)
+                stand = (ACTIVE, now + lease_ms, 1, now)
                 change, next_at = Change.STARTED_AT_ONCE, None
             else:
                 tx.due(due_at, now)
@@ -389,7 +473,7 @@ def _plan(
                 change, next_at = Change.CREATED, due_at if due_at > now else None
             births.append((id_, message.tenant, *stand, tx.position(now), now, change.value, next_at))
         answers.append(Published(receipts=receipts, claims=claims))
-    return _Plan(answers, messages, births)
+    return _Plan(answers, messages, births, gated)
 
 
 async def _write(tx: Tx, plan: _Plan) -> Sequence[Published]:
@@ -407,12 +491,14 @@ async def _write(tx: Tx, plan: _Plan) -> Sequence[Published]:
             (message.tenant, label, message.id) for message in messages for label in set(message.labels)
         ]
         await tx.rows(_PUBLISH_FULL, *births, len(messages), *_arrays(rows, _FULL), *_arrays(labels, _LABEL))
+    if plan.gated:
+        tx.due(await tx.run(gates.accept(plan.gated)), max(now for _, now in plan.gated))
     return plan.answers
 
 
 def _claim_of(row: Row, now: int) -> Claim | None:
     """From a row of _CLAIM; None for the row without a delivery, and for a message that cannot be read."""
-    _, n, _, tenant, id_, retried, claim_no, lost_leases, _, *content = row
+    _, _, n, _, tenant, id_, retried, claim_no, lost_leases, _, *content = row
     if n is None:
         return None
     try:
@@ -422,6 +508,54 @@ def _claim_of(row: Row, now: int) -> Claim | None:
         _log.exception("message %s of tenant %s cannot be read", id_, tenant)
         return None
     return Claim(message=message, claim_no=claim_no, claimed_at=now, retried=retried, lost_leases=lost_leases)
+
+
+async def _admit(tx: Tx, call: Claiming) -> tuple[Sequence[Claim], Claiming]:
+    """Inside a transaction: put lost attempts back in line, give lanes and permits, lease who has a permit."""
+    terms, now = call
+    await tx.lock_gates()
+    lost = [(row[0], row[1]) for row in await tx.rows(_LOST, now, _LOST_AT_ONCE)]
+    if lost:
+        await tx.run(gates.back_in_line(lost, now))
+    queues = await tx.run(gates.open_gates(GateKind.QUEUE, now))
+    if queues:
+        tx.due(await tx.run(gates.give_lanes(queues, now)), now)
+    keys = await tx.run(gates.open_gates(GateKind.FLOW, now))
+    if not keys or terms.limit <= 0:
+        return (), call
+    due, oldest = (await tx.rows(_DUE_COUNT, 0, now, terms.limit))[0]
+    room = max(terms.limit - due, terms.limit // 2)
+    if room == 0 and (await tx.run(gates.next_opening()) or now) <= oldest:
+        room = 1
+    passing = await tx.run(gates.give_permits(keys, room=room, max_bytes=terms.max_bytes, now=now))
+    if not passing:
+        return (), call
+    rows = await tx.rows(
+        _ADMIT, [one.tenant for one in passing], [one.id for one in passing], now, now + terms.lease_ms
+    )
+    claims = [claim for row in rows if (claim := _claim_of(row, now)) is not None]
+    started = [
+        (
+            claim.message.tenant,
+            tx.position(now),
+            now,
+            Change.STARTED.value,
+            claim.message.id,
+            claim.retried,
+            LOST if claim.lost_leases else None,
+        )
+        for claim in claims
+    ]
+    await tx.rows(_ADD_STARTED, *_arrays(started, _STARTED))
+    limit, max_bytes = terms.limit - len(passing), terms.max_bytes
+    if max_bytes is not None:
+        max_bytes -= sum(one.size for one in passing)
+        limit = limit if max_bytes > 0 else 0
+    return claims, Claiming(ClaimTerms(limit=limit, lease_ms=terms.lease_ms, max_bytes=max_bytes), now)
+
+
+def _earliest(*instants: int | None) -> int | None:
+    return min((at for at in instants if at is not None), default=None)
 
 
 async def _deliver(tx: Tx, fresh: dict[Identity, tuple[int, Settlement]]) -> set[Identity]:
@@ -439,6 +573,12 @@ async def _deliver(tx: Tx, fresh: dict[Identity, tuple[int, Settlement]]) -> set
 
 async def _settle(tx: Tx, fresh: dict[Identity, tuple[int, Settlement]]) -> set[Identity]:
     """Settle whatever there is; the claims that were held."""
+    if any(
+        is_gated(message)
+        for _, settlement in fresh.values()
+        for message in (settlement.claim.message, *settlement.publishes)
+    ):
+        await tx.lock_gates()
     identities = sorted(fresh)
     held = {
         (tenant, id_, claim_no): cancel_requested
@@ -461,21 +601,24 @@ async def _apply(tx: Tx, settlements: Sequence[Settlement]) -> None:
     dead_letters: list[Row] = []
     freed: list[tuple[int, bytes, int]] = []
     followers: list[Acceptance] = []
+    rests: list[Rest] = []
     for settlement in settlements:
         change = settlement.change
         one = settlement.claim
         message = one.message
         tenant, id_, at, due_at = message.tenant, message.id, settlement.at, settlement.due_at
+        wakes_at = due_at if message.flow is None else None
+        if is_gated(message):
+            rests.append(Rest(tenant, id_, at, due_at))
         if change in FINAL_CHANGES:
             ended.append((tenant, id_))
         elif change is Change.RELEASED:
             # Nothing was attempted: no retry counted, no lost lease forgiven, nothing to tell.
             state = CREATED if one.retried == 0 else RETRY
-            kept.append((tenant, id_, state, due_at, one.retried, one.lost_leases))
+            kept.append((tenant, id_, state, wakes_at, one.retried, one.lost_leases))
         else:
-            kept.append((tenant, id_, RETRY, due_at, one.retried + 1, 0))
-        if due_at is not None:
-            tx.due(due_at, at)
+            kept.append((tenant, id_, RETRY, wakes_at, one.retried + 1, 0))
+        tx.due(wakes_at, at)
         if settlement.publishes:
             followers.append(Acceptance(settlement.publishes, at, None))
         attempt = settlement.attempt
@@ -515,6 +658,8 @@ async def _apply(tx: Tx, settlements: Sequence[Settlement]) -> None:
     ):
         if rows:
             await tx.rows(text, *_arrays(rows, columns))
+    if rests:
+        tx.due(await tx.run(gates.settled(rests)), max(rest.at for rest in rests))
     tx.live -= len(ended)
     tx.dead_letters += len(dead_letters)
     if followers:

@@ -40,6 +40,9 @@ _GATES = 64
 _LANES = 100
 _SLICE = 500
 
+#: No delivery in flight is due later than this from now, however the lease is configured.
+LONGEST_LEASE_MS = 600_000
+
 
 def _typed(columns: str) -> str:
     """A mark for each column; numbers say that they are, where nothing else would."""
@@ -242,8 +245,9 @@ def open_gates(kind: GateKind, now: int) -> Script[Sequence[Gate]]:
     return [gate_of(row) for row in rows]
 
 
-def give_lanes(queues: Sequence[Gate], now: int) -> Script[None]:
-    """Let the first in line of each queue take the free lanes: they become due, or go on to their key."""
+def give_lanes(queues: Sequence[Gate], now: int) -> Script[int | None]:
+    """Let the first in line of each queue take the free lanes: they become due, or go on to their key. Returns the
+    earliest instant at which one of them is due."""
     line = yield from _line({queue.id: min(permits(queue, now), _LANES) for queue in queues}, None)
     gates = yield from _numbered(waiter.flow for waiters in line.values() for waiter in waiters)
     standing = []
@@ -258,6 +262,7 @@ def give_lanes(queues: Sequence[Gate], now: int) -> Script[None]:
     yield from write(_STAND, standing)
     yield from write(_DUE, due)
     yield from _save(gates.values(), now)
+    return min((row[2] for row in due), default=None)
 
 
 def give_permits(
