@@ -21,7 +21,7 @@ from typing import NewType, Protocol, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.domain.message import FlowControl, TenantId
+from relay.domain.message import FlowControl, Message, TenantId
 
 GateId = NewType("GateId", int)
 
@@ -83,6 +83,11 @@ W = TypeVar("W", bound=Waits)
 def default_parallelism(kind: GateKind) -> int | None:
     """A queue that nobody configured hands out one message at a time; a key has the limits it is given."""
     return 1 if kind is GateKind.QUEUE else None
+
+
+def is_gated(message: Message) -> bool:
+    """Whether a message has a gate to pass."""
+    return message.flow is not None or message.origin.queue is not None
 
 
 # --- who may pass

@@ -268,7 +268,9 @@ def state_of(error: BaseException | None) -> str:
 
 def is_collision(error: BaseException) -> bool:
     """Deadlock or serialization failure: the same transaction, repeated, goes through."""
-    return isinstance(error, Collision) or isinstance(error, Unavailable) and state_of(error.__cause__) in ("40001", "40P01")
+    if isinstance(error, Collision):
+        return True
+    return isinstance(error, Unavailable) and state_of(error.__cause__) in ("40001", "40P01")
 
 
 def unavailable(error: BaseException) -> Unavailable | None:

@@ -64,7 +64,6 @@ def cancel(
 
     Killed before the commit, nothing has happened and the caller had no answer; killed after it, everything has.
     """
-    yield from gates.lock([(tenant, id_) for id_ in ids], {})
     bind = Parameters()
     rows = yield Query(
         f"""

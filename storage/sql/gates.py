@@ -37,12 +37,21 @@ from relay.domain.gates import (
 from relay.domain.message import Message, TenantId
 from storage.codec import ACTIVE, CREATED, GATE_COLUMNS, RETRY, gate_of, gate_row
 from storage.protocol import FlowKey
-from storage.sql.script import Bulk, Collision, Parameters, Query, Script, marks, read, slices, typed, write
+from storage.sql.script import Bulk, Collision, Parameters, Query, Script, read, slices, write
 
 #: Gates that one claim looks at, and messages that take a lane of one queue in it.
 _GATES = 64
 _LANES = 100
 _SLICE = 500
+
+#: No delivery in flight is due later than this from now, however the lease is configured.
+LONGEST_LEASE_MS = 600_000
+
+
+def _typed(columns: str) -> str:
+    """A mark for each column; numbers say that they are, where nothing else would."""
+    return f"({', '.join('?' if name == 'name' else 'CAST(? AS bigint)' for name in columns.split(', '))})"
+
 
 _READ = ", ".join(f"g.{name}" for name in GATE_COLUMNS.split(", "))
 _NEW = "tenant, kind, name, created_at, updated_at, used_at, parallelism, period_ms"
@@ -54,20 +63,20 @@ _ENSURE = Bulk(
 )
 _NAMED = Bulk(
     "WITH k (tenant, kind, name) AS (",
-    typed("bigint", "bigint", "text"),
+    _typed("tenant, kind, name"),
     f""") SELECT {_READ}
     FROM k CROSS JOIN gates g WHERE g.tenant = k.tenant AND g.kind = k.kind AND g.name = k.name""",
 )
 #: The first in line at each gate: at a key when it is due, at a queue its number.
 _FIRSTS = Bulk(
     "WITH k (id) AS (",
-    typed("bigint"),
+    _typed("id"),
     ") SELECT k.id, (SELECT min(w.place) FROM gated w WHERE w.waits_at = k.id) FROM k",
 )
 _CHANGING = [name for name in GATE_COLUMNS.split(", ") if name not in ("id", "tenant", "kind", "created_at")]
 _SAVE = Bulk(
     f"WITH j ({GATE_COLUMNS}, opens_at) AS (",
-    typed(*("text" if name == "name" else "bigint" for name in GATE_COLUMNS.split(", ")), "bigint"),
+    _typed(f"{GATE_COLUMNS}, opens_at"),
     f""") UPDATE gates SET {", ".join(f"{name} = j.{name}" for name in (*_CHANGING, "opens_at"))}
     FROM j WHERE gates.id = j.id""",
 )
@@ -78,21 +87,21 @@ _INSERT = Bulk(
 )
 _OF = Bulk(
     "WITH k (tenant, id) AS (",
-    typed("bigint", "bigint"),
+    _typed("tenant, id"),
     """) SELECT v.tenant, v.id, v.queue, v.flow, v.has_slot, v.eligible_at
     FROM k CROSS JOIN gated v WHERE v.tenant = k.tenant AND v.id = k.id""",
 )
-_DELETE = Bulk("DELETE FROM gated WHERE (tenant, id) IN (", typed("bigint", "bigint"), ")")
+_DELETE = Bulk("DELETE FROM gated WHERE (tenant, id) IN (", _typed("tenant, id"), ")")
 _STAND = Bulk(
     "WITH j (tenant, id, eligible_at, waits_at, place, has_slot) AS (",
-    typed(*["bigint"] * 6),
+    _typed("tenant, id, eligible_at, waits_at, place, has_slot"),
     """) UPDATE gated
     SET eligible_at = j.eligible_at, waits_at = j.waits_at, place = j.place, has_slot = j.has_slot
     FROM j WHERE gated.tenant = j.tenant AND gated.id = j.id""",
 )
 _DUE = Bulk(
     "WITH j (tenant, id, due_at) AS (",
-    typed(*["bigint"] * 3),
+    _typed("tenant, id, due_at"),
     """) UPDATE deliveries SET due_at = j.due_at
     FROM j WHERE deliveries.tenant = j.tenant AND deliveries.id = j.id""",
 )
@@ -101,12 +110,12 @@ _LOST = Bulk(
     SET state = CASE WHEN retried = 0 THEN {CREATED} ELSE {RETRY} END, due_at = NULL, claimed_at = NULL,
         lost_leases = lost_leases + 1
     WHERE (tenant, id) IN (""",
-    typed("bigint", "bigint"),
+    _typed("tenant, id"),
     ")",
 )
 _STILL_LOST = Bulk(
     "WITH k (tenant, id, now) AS (",
-    typed(*["bigint"] * 3),
+    _typed("tenant, id, now"),
     f""") SELECT d.tenant, d.id FROM k CROSS JOIN deliveries d
     WHERE d.tenant = k.tenant AND d.id = k.id AND d.state = {ACTIVE} AND d.due_at <= k.now
     AND d.cancel_requested = 0 /*FOR UPDATE OF d SKIP LOCKED*/""",

@@ -79,11 +79,6 @@ def marks(count: int) -> str:
     return f"({', '.join('?' * count)})"
 
 
-def typed(*types: str) -> str:
-    """`(CAST(? AS bigint), ...)`: marks for rows of which a dialect cannot tell what they are."""
-    return f"({', '.join(f'CAST(? AS {one})' for one in types)})"
-
-
 def write(bulk: Bulk, rows: Sequence[Row]) -> Script[None]:
     """Run a bulk statement over the rows, however many."""
     yield from bulk.queries(rows)

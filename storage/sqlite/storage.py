@@ -33,6 +33,7 @@ from storage.protocol import (
     Stats,
 )
 from storage.sql import archive, cancel, catalog, gates, schedules
+from storage.sql.gates import LONGEST_LEASE_MS
 from storage.sql.road import Acceptance
 from storage.sql.script import Query, Script, slices
 from storage.sqlite import driver, work
@@ -45,8 +46,6 @@ T = TypeVar("T")
 #: What a message costs beside its body, about.
 _MESSAGE_BYTES = 1_000
 
-#: No delivery in flight is due later than this from now, however the lease is configured.
-_LONGEST_LEASE_MS = 600_000
 
 _log = logging.getLogger("relay.storage")
 
@@ -304,7 +303,7 @@ class SqliteStorage:
         return await self._searches.run(gates.flow_keys(tenant, search, limit=limit, now=now))
 
     async def in_flight(self, tenant: TenantId, *, now: int) -> int:
-        return await self._searches.run(gates.in_flight(tenant, until=now + _LONGEST_LEASE_MS))
+        return await self._searches.run(gates.in_flight(tenant, until=now + LONGEST_LEASE_MS))
 
     # Catalog
 

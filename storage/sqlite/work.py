@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterable, Sequence
 
 from relay.domain.delivery import Change, Claim, Lease, Settlement
-from relay.domain.gates import GateKind
+from relay.domain.gates import GateKind, is_gated
 from relay.domain.message import Message, MessageId
 from storage.codec import (
     ACTIVE,
@@ -160,7 +160,7 @@ def publish(
             messages.append(message)
             due_at = message.not_before
             event = (tenant, tx.position(now), now, id_)
-            if message.flow is not None or message.origin.queue is not None:
+            if is_gated(message):
                 gated.append((message, now))
                 waiting.append((tenant, id_, None))
                 if due_at > now:
@@ -383,7 +383,7 @@ def _apply(tx: Tx, settlements: Sequence[Settlement]) -> None:
         message = one.message
         tenant, id_, at, due_at = message.tenant, message.id, settlement.at, settlement.due_at
         wakes_at = due_at
-        if message.flow is not None or message.origin.queue is not None:
+        if is_gated(message):
             gated.append(Rest(tenant, id_, at, due_at))
             if message.flow is not None:
                 wakes_at = None

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from relay.domain.dead_letter import DeadLetter
 from relay.domain.delivery import Claim, State, settle
 from relay.domain.event import Event
+from relay.domain.gates import is_gated
 from relay.domain.message import Message, MessageId, TenantId
 from relay.domain.selection import Order, Selection
 from storage.protocol import ClaimTerms, Published, Storage
@@ -25,7 +26,7 @@ async def accept(storage: Storage, *messages: Message, now: int = NOW) -> Publis
 async def start(storage: Storage, *messages: Message, now: int = NOW) -> Sequence[Claim]:
     """Publish and take at once; if one of them has a gate to pass, then with a claim of all that is due."""
     claims = (await storage.publish(messages, now=now, claim=TERMS)).claims
-    if any(message.flow is not None or message.origin.queue is not None for message in messages):
+    if any(is_gated(message) for message in messages):
         claims = [*claims, *await take(storage, now=now)]
     return claims
 

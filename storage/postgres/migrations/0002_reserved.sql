@@ -1,1 +1,0 @@
--- Number 2 belongs to URL groups.
