@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 
 from relay.domain.delivery import settle
+from relay.domain.gates import Configure, GateKind
 from relay.domain.message import FlowControl
 from relay.domain.selection import Selection
 from relay.domain.tenant import Principal, Tenant
@@ -129,12 +130,14 @@ async def test_what_waits_at_gates_waits_there_in_a_copy_and_new_gates_are_made_
     await accept(storage, *messages, a_message(queue="r", not_before=LATER))
     await copy(storage, other, name="here", progress=unheard)
     assert await other.queues(TENANT) == await storage.queues(TENANT)
-    await accept(other, a_message(queue="another", not_before=LATER))
-    for message in messages:
-        (claim,) = await take(other)
+    assert await other.change_gate(
+        TENANT, GateKind.QUEUE, "another", Configure(paused=True), create=True, now=NOW
+    )
+    for now, message in zip((NOW + 100, NOW + 200), messages, strict=True):
+        (claim,) = await take(other, now=now)
         assert claim.message == message
-        await deliver(other, claim)
-    assert [gate.members for gate in await other.queues(TENANT)] == [1, 0, 1]
+        await deliver(other, claim, now=now)
+    assert [gate.members for gate in await other.queues(TENANT)] == [0, 0, 1]
 
 
 async def test_what_a_dead_relay_held_is_due_at_once_and_its_lease_counts_as_lost(
