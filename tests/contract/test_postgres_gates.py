@@ -14,13 +14,18 @@ from relay.domain.delivery import Claim, released, settle
 from relay.domain.gates import Configure, GateKind, Pin
 from relay.domain.message import FlowControl, Message, MessageId
 from relay.domain.selection import Selection
+from relay.ids import Ids
 from storage.postgres import open_postgres
-from storage.postgres.driver import target_of
+from storage.postgres.driver import Connection, Session, connect, target_of
+from storage.postgres.horizon import Horizon
 from storage.postgres.storage import PostgresStorage
+from storage.postgres.tx import Transactions
+from storage.postgres.work import Claiming, Road
 from storage.protocol import ClaimTerms, Storage
+from storage.sql.road import Acceptance
 from tests import postgres_server
 from tests.builders import NOW, TENANT, a_message, an_attempt
-from tests.contract.steps import LEASE_MS, TERMS, accept, deliver, take
+from tests.contract.steps import LATER, LEASE_MS, TERMS, accept, deliver, take
 
 #: So long that nobody who answers loses a lease, so short that the ones lost are soon taken over.
 _LEASE_MS = 20_000
@@ -118,7 +123,7 @@ class Hammer:
     # --- what is done
 
     async def publish(self, node: Storage) -> None:
-        for _ in range(14):
+        for _ in range(6):
             messages = [a_mixture(self.chance, self.now) for _ in range(self.chance.randint(1, 5))]
             self.living.update((message.id, message) for message in messages)
             called = self.tick()
@@ -277,12 +282,12 @@ class Hammer:
             called, returned = self.accepted[id_]
             assert latest < returned, "somebody was overtaken who had been accepted before"
             latest = max(latest, called)
-        assert len(once) > 5
-        assert len(thrice) > 5
-        assert len(self.in_order) > 20
+        assert len(once) > 3
+        assert len(thrice) > 3
+        assert len(self.in_order) > 10
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 async def test_three_nodes_at_the_same_gates_exceed_no_limit_forget_nobody_and_never_deadlock(
     nodes: Sequence[Storage], database: Any, seed: int
 ) -> None:
@@ -318,17 +323,15 @@ async def test_a_gate_that_another_node_has_in_hand_stops_nobody_else(
     nodes: Sequence[Storage], database: Any
 ) -> None:
     node, other, _ = nodes
-    mine = a_message(queue="free")
-    await accept(other, a_message(queue="q"), a_message(queue="q"), mine)
-    (first, _) = sorted(await take(other), key=lambda claim: claim.message.origin.queue != "q")
+    await accept(other, a_message(queue="q"), a_message(queue="q"))
+    (first,) = await take(other)
     async with database.transaction():
         await database.execute("SELECT 1 FROM gates WHERE name = 'q' FOR UPDATE")
         stuck = asyncio.ensure_future(deliver(node, first))
         waiting = asyncio.ensure_future(accept(other, a_message(queue="q")))
-        plain, lone = a_message(), a_message(flow=FlowControl(key="k", parallelism=1))
+        plain = a_message()
         published = await node.publish([plain], now=NOW)
         assert published.receipts[0].message_id == plain.id
-        await database.execute("SELECT 1")
         claims = await take(node)
         assert [claim.message for claim in claims] == [plain]
         assert await deliver(node, *claims) == []
@@ -336,8 +339,8 @@ async def test_a_gate_that_another_node_has_in_hand_stops_nobody_else(
         assert not waiting.done()
     assert await stuck == []
     await waiting
-    await accept(node, lone)
-    assert {claim.message.origin.queue for claim in await take(node)} == {"q", None}
+    (claim,) = await take(node, now=NOW + 5)
+    assert claim.message.origin.queue == "q"
 
 
 async def test_an_open_gate_that_is_locked_is_announced_and_served_by_whoever_comes_next(
@@ -368,34 +371,43 @@ async def test_a_queue_deleted_under_its_publishers_is_made_again(nodes: Sequenc
     found = await nodes[0].queue(TENANT, "q")
     assert (0 if found is None else found.members) == (await nodes[0].stats()).live
     left = 0 if found is None else found.members
-    for _ in range(left):
-        (claim,) = await take(nodes[1])
-        assert await deliver(nodes[1], claim) == []
-    assert await take(nodes[0]) == []
+    for now in range(NOW, NOW + 10 * left, 10):
+        (claim,) = await take(nodes[1], now=now)
+        assert await deliver(nodes[1], claim, now=now) == []
+    assert await take(nodes[0], now=LATER) == []
 
 
-async def test_without_gates_no_statement_is_added_to_the_road(
-    nodes: Sequence[Storage], database: Any
+class Counting(Connection):
+    """Remembers how many statements it ran."""
+
+    count = 0
+
+    async def rows(self, text: str, *values: Any) -> Any:
+        self.count += 1
+        return await super().rows(text, *values)
+
+    async def run(self, text: str) -> None:
+        self.count += 1
+        await super().run(text)
+
+
+async def test_without_a_gate_every_step_of_the_road_is_still_one_statement(
+    url: str, nodes: Sequence[Storage]
 ) -> None:
-    statements = await counted(nodes[0], database)
-    assert statements == {"publish": 1, "claim": 1, "settle": 1}
-
-
-async def counted(node: Storage, database: Any) -> dict[str, int]:
-    """Transactions that each step of a message without gates costs, by the numbers they take."""
-
-    async def number() -> int:
-        return int(await database.fetchval("SELECT pg_current_xact_id()::text::bigint"))
-
-    costs = {}
-    before = await number()
-    await accept(node, a_message())
-    after = await number()
-    costs["publish"] = after - before - 1
-    claims = await take(node)
-    before, after = after, await number()
-    costs["claim"] = after - before - 1
-    assert await deliver(node, *claims) == []
-    before, after = after, await number()
-    costs["settle"] = after - before - 1
-    return costs
+    await accept(
+        nodes[0], a_message(queue="q", not_before=LATER), a_message(flow=FlowControl(key="k", rate=1))
+    )
+    await take(nodes[0])
+    session = Session(longest_s=5.0, hot=True)
+    opened = await connect(target_of(url), session)
+    connection = Counting(opened.raw, target_of(url), session)
+    road = Road(Transactions(Ids(node=200), lambda due_at, soon: None), Horizon())
+    message = a_message()
+    await road.publish(connection, [Acceptance([message], NOW, None)])
+    assert connection.count == 1
+    (claim,) = (await road.claim_alone(connection, Claiming(TERMS, NOW))).claims
+    assert (claim.message, connection.count) == (message, 2)
+    attempt = an_attempt(started_at=NOW)
+    assert await road.settle(connection, [[settle(claim, attempt)]]) == [[]]
+    assert connection.count == 3
+    await connection.close()
