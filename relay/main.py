@@ -8,8 +8,10 @@ import random
 import resource
 import signal
 import sys
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from relay import accounts, greeting
 from relay.accounts import Credentials
@@ -32,7 +34,10 @@ from relay.greeting import Mode
 from relay.ids import Ids, random_name
 from relay.log import BridgeHandler, Log, StreamLog
 from relay.metrics import Metrics
+from relay.peers import Peers
 from signing import generate_key
+from storage.copy import CannotCopy, Copied, refuse_unfinished
+from storage.copy import copy as copy_all
 from storage.postgres import open_postgres
 from storage.protocol import CannotOpen, Storage
 from storage.sqlite import open_sqlite
@@ -52,15 +57,32 @@ _CLOSE_SECONDS = 2.0
 
 def main(mode: Mode, flags: Mapping[str, str]) -> int:
     """Run the relay until it is told to stop; the exit status. `flags` are those given, by field name."""
+    return ending(lambda: run_loop(_run_as(mode, flags)))
+
+
+def ending(program: Callable[[], int]) -> int:
+    """The exit status of a program; what keeps it from starting is said in one sentence."""
     try:
-        config = load(os.environ, flags=flags, defaults=_DEV_DEFAULTS if mode == "dev" else None)
-        _raise_open_files_limit()
-        return _run_loop(run(mode, config))
-    except (ConfigError, CannotOpen, Unavailable, OSError) as problem:
+        return program()
+    except (ConfigError, CannotOpen, CannotCopy, Unavailable, OSError) as problem:
         print(f"relay: {problem}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _run_as(mode: Mode, flags: Mapping[str, str]) -> Coroutine[Any, Any, int]:
+    config = configuration(mode, flags)
+    _raise_open_files_limit()
+    if config.workers == 1:
+        return run(mode, config)
+    from relay.lead import lead  # needs this module, and is needed by few
+
+    return lead(mode, config, flags)
+
+
+def configuration(mode: Mode, flags: Mapping[str, str]) -> Config:
+    return load(os.environ, flags=flags, defaults=_DEV_DEFAULTS if mode == "dev" else None)
 
 
 def _raise_open_files_limit() -> None:
@@ -70,7 +92,7 @@ def _raise_open_files_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _run_loop(program: Coroutine[Any, Any, int]) -> int:
+def run_loop(program: Coroutine[Any, Any, int]) -> int:
     try:
         import uvloop
     except ImportError:  # not made for this platform
@@ -82,27 +104,52 @@ async def run(mode: Mode, config: Config) -> int:
     """Open, serve until SIGTERM or SIGINT, stop in order; a second signal exits at once."""
     told_to_stop = hear_signals()
     clock = clock_for(config.database_url)
+    with logging_to(config, clock) as log:
+        async with opened(config, clock) as storage:
+            credentials = await credentials_for(mode, storage, config, now=clock.now())
+            relay = Relay(config, storage, clock=clock, log=log)
+            url = await relay.start()
+            await greet(mode, url, credentials, storage)
+            log.info("relay.started", url=url)
+            await told_to_stop.wait()
+            await stop(relay, log)
+    return 0
+
+
+async def greet(mode: Mode, url: str, credentials: Credentials, storage: Storage) -> None:
+    print(greeting.text(mode, url, credentials, command=sys.argv[0]), flush=True)
+    if mode == "serve":
+        await accounts.remember_shown(storage, credentials)
+
+
+async def stop(relay: "Relay", log: Log) -> None:
+    log.info("relay.stopping", in_flight=relay.in_flight)
+    await relay.stop()
+    log.info("relay.stopped")
+
+
+@contextlib.contextmanager
+def logging_to(config: Config, clock: Clock) -> Iterator[Log]:
     log = StreamLog(now=clock.now, human=config.log_format == "text")
     logging.basicConfig(handlers=[BridgeHandler(log)], level=logging.WARNING, force=True)
     try:
-        storage = await open_storage(config.database_url, clock=clock, migrate=config.migrate)
-        try:
-            credentials = await _credentials(mode, storage, config, now=clock.now())
-            relay = Relay(config, storage, clock=clock, log=log)
-            url = await relay.start()
-            print(greeting.text(mode, url, credentials, command=sys.argv[0]), flush=True)
-            if mode == "serve":
-                await accounts.remember_shown(storage, credentials)
-            log.info("relay.started", url=url)
-            await told_to_stop.wait()
-            log.info("relay.stopping", in_flight=relay.in_flight)
-            await relay.stop()
-            log.info("relay.stopped")
-        finally:
-            await storage.close()
+        yield log
     finally:
         log.close()
-    return 0
+
+
+@contextlib.asynccontextmanager
+async def opened(config: Config, clock: Clock) -> AsyncIterator[Storage]:
+    storage = await open_storage(config.database_url, clock=clock, migrate=config.migrate)
+    try:
+        await refuse_unfinished(storage)
+        yield storage
+    finally:
+        await storage.close()
+
+
+def url_of(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def migrate(flags: Mapping[str, str]) -> int:
@@ -114,11 +161,61 @@ def migrate(flags: Mapping[str, str]) -> int:
         print("the database is up to date")
         return 0
 
+    return ending(lambda: run_loop(program(load(os.environ, flags=flags))))
+
+
+def copy(
+    source_url: str,
+    target_url: str,
+    *,
+    progress: Callable[[str, int, int], None],
+    show: Callable[[Sequence[Copied]], None],
+) -> int:
+    """Carry everything from one database to another; 0 when both hold the same number of rows in the end.
+
+    `progress` hears of the table, the rows of it that were dealt with, and of how many; `show` of the end.
+    """
+
+    async def program() -> int:
+        if source_url == target_url:
+            raise CannotCopy("the source and the target are the same database")
+        async with _whole(_existing(source_url)) as source, _whole(_lasting(target_url)) as target:
+            copied = await copy_all(source, target, name=_named(source_url), progress=progress)
+        show(copied)
+        return 0 if all(one.source == one.target for one in copied) else 1
+
+    return ending(lambda: run_loop(program()))
+
+
+@contextlib.asynccontextmanager
+async def _whole(url: str) -> AsyncIterator[Storage]:
+    storage = await open_storage(url)
     try:
-        return _run_loop(program(load(os.environ, flags=flags)))
-    except (ConfigError, CannotOpen, Unavailable, OSError) as problem:
-        print(f"relay: {problem}", file=sys.stderr)
-        return 1
+        yield storage
+    finally:
+        await storage.close()
+
+
+def _lasting(url: str) -> str:
+    if url == "sqlite://":
+        raise CannotCopy("sqlite:// is gone when it is closed; name a file, such as sqlite:///relay.db")
+    return url
+
+
+def _existing(url: str) -> str:
+    """Opening a file makes it, and a mistyped source must not look like an empty one."""
+    if url.startswith("sqlite:///") and not Path(path := url.removeprefix("sqlite:///")).exists():
+        raise CannotCopy(f"there is no file {path}")
+    return _lasting(url)
+
+
+def _named(url: str) -> str:
+    """The database, without whoever may use it."""
+    parts = urlsplit(url)
+    if parts.scheme == "sqlite":
+        return str(Path(url.removeprefix("sqlite:///")).resolve())
+    shown = [(name, value) for name, value in parse_qsl(parts.query) if name in ("host", "port", "schema")]
+    return urlunsplit(("postgresql", parts.netloc.rpartition("@")[2], parts.path, urlencode(shown), ""))
 
 
 def clock_for(url: str) -> SystemClock:
@@ -143,13 +240,19 @@ async def open_storage(url: str, *, clock: Clock | None = None, migrate: bool = 
 
 
 class Relay:
-    """One relay process: storage, engine and API, wired together. The caller owns the storage."""
+    """One relay process: storage, engine and API, wired together. The caller owns the storage.
 
-    def __init__(self, config: Config, storage: Storage, *, clock: Clock, log: Log) -> None:
+    With `peers` it shares its port with them, and answers for all of them.
+    """
+
+    def __init__(
+        self, config: Config, storage: Storage, *, clock: Clock, log: Log, peers: Peers | None = None
+    ) -> None:
         self._config = config
         self._storage = storage
         self._clock = clock
         self._log = log
+        self._peers = peers
         self.metrics = Metrics()
         ids = Ids(node=storage.node, last=storage.last_id)
         self._sender = Sender(
@@ -220,12 +323,20 @@ class Relay:
         """Begin to deliver and to listen; returns the URL the relay answers at."""
         from aiohttp import web
 
+        if self._peers is not None:
+            await self._peers.listen(problems=self._own_problems, numbers=self._own_numbers)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._config.host, self._config.port, backlog=_BACKLOG)
+        site = web.TCPSite(
+            self._runner,
+            self._config.host,
+            self._config.port,
+            backlog=_BACKLOG,
+            reuse_port=self._peers is not None,
+        )
         await site.start()
         self._service.start()
         host, port = self._runner.addresses[0][:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return url_of(host, port)
 
     async def stop(self) -> None:
         """Stop accepting, let what is in flight finish up to the deadline, hand the rest back."""
@@ -239,9 +350,26 @@ class Relay:
         except TimeoutError:
             self._log.warning("relay.connections_cut")
         await self._sender.close()
+        if self._peers is not None:
+            await self._peers.close()
 
     async def problems(self) -> Sequence[str]:
         """Why this relay cannot do its work now; empty when it can."""
+        own = await self._own_problems()
+        return own if self._peers is None else await self._peers.problems(own)
+
+    async def render_metrics(self) -> bytes:
+        """The Prometheus text, true when it is asked for; depths stay as they were while storage is away."""
+        with contextlib.suppress(Unavailable):
+            stats = await self._storage.stats()
+            waiting_ms = 0 if stats.oldest_due_at is None else self._clock.now() - stats.oldest_due_at
+            self.metrics.live.set(stats.live)
+            self.metrics.dead_letters.set(stats.dead_letters)
+            self.metrics.oldest_due_seconds.set(max(0, waiting_ms) / 1000)
+        own = await self._own_numbers()
+        return own if self._peers is None else await self._peers.metrics(own)
+
+    async def _own_problems(self) -> Sequence[str]:
         problems = self._service.problems()
         try:
             await self._storage.ping()
@@ -249,27 +377,20 @@ class Relay:
             problems.append(f"storage is unavailable: {reason}")
         return problems
 
-    async def render_metrics(self) -> bytes:
-        """The Prometheus text, true when it is asked for; depths stay as they were while storage is away."""
+    async def _own_numbers(self) -> bytes:
         self.metrics.in_flight.set(self._engine.in_flight)
         self.metrics.clock_offset_seconds.set(self._storage.clock_offset_ms / 1000)
-        with contextlib.suppress(Unavailable):
-            stats = await self._storage.stats()
-            waiting_ms = 0 if stats.oldest_due_at is None else self._clock.now() - stats.oldest_due_at
-            self.metrics.live.set(stats.live)
-            self.metrics.dead_letters.set(stats.dead_letters)
-            self.metrics.oldest_due_seconds.set(max(0, waiting_ms) / 1000)
         return await asyncio.to_thread(self.metrics.render)
 
 
-async def _credentials(mode: Mode, storage: Storage, config: Config, *, now: int) -> Credentials:
+async def credentials_for(mode: Mode, storage: Storage, config: Config, *, now: int) -> Credentials:
     if mode == "dev":
         return await accounts.development(storage, now=now)
     return await accounts.production(storage, config, now=now, fresh_key=generate_key, fresh_name=random_name)
 
 
-def hear_signals() -> asyncio.Event:
-    """Set by the first signal; from then on a second one ends the process.
+def hear_signals(*, again: Callable[[], None] = lambda: os._exit(1)) -> asyncio.Event:
+    """Set by the first signal; every further one calls `again`, by default the end of the process.
 
     Called before anything else: a relay that is told to stop while it starts must not die half-way.
     """
@@ -278,7 +399,7 @@ def hear_signals() -> asyncio.Event:
 
     def tell() -> None:
         if told.is_set():
-            os._exit(1)
+            again()
         told.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):

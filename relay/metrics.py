@@ -4,6 +4,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 _LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900)
 
+#: Of these each process of a relay has its own share; all other gauges are about the database they have in common.
+SHARES = frozenset({"relay_in_flight"})
+
 
 class Metrics:
     """One registry per relay, so that several can live in one process."""

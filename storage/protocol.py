@@ -6,7 +6,7 @@ caller may repeat it. Each role is what one consumer needs; `Storage` is all of 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -107,6 +107,13 @@ class Stats(Struct, frozen=True, kw_only=True):
     live: int
     dead_letters: int
     oldest_due_at: int | None
+
+
+class Page(Struct, frozen=True, kw_only=True):
+    """Rows of one table in the order of its key, and the key after which to go on; None: there were none."""
+
+    rows: Sequence[Sequence[Any]]
+    end: Sequence[Any] | None
 
 
 class Inbox(Protocol):
@@ -312,7 +319,35 @@ class Archive(Protocol):
     async def stats(self) -> Stats: ...
 
 
-class Storage(Inbox, Work, Schedules, Gates, Catalog, Archive, Protocol):
+class Transfer(Protocol):
+    """Carrying everything to another database, as rows that mean the same in every backend."""
+
+    @property
+    def tables(self) -> Sequence[str]:
+        """All tables, in the order to carry them in."""
+        ...
+
+    async def other_users(self) -> int:
+        """How many other processes use the database now; one that has died counts for half a minute."""
+        ...
+
+    async def read_rows(self, table: str, *, after: Sequence[Any] | None, limit: int) -> Page:
+        """The rows that follow a key, at most `limit` of them and about 4 MiB. Leases are handed out as run out."""
+        ...
+
+    async def write_rows(self, table: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Add rows; those whose key is there already are left as they are."""
+        ...
+
+    async def count_rows(self, table: str) -> int: ...
+
+    async def last_row(self, table: str) -> Sequence[Any] | None:
+        """The greatest key, so that an interrupted copy goes on after it. None for an empty table, and for one
+        whose keys other databases may sort differently."""
+        ...
+
+
+class Storage(Inbox, Work, Schedules, Gates, Catalog, Archive, Transfer, Protocol):
     """A database that can do all of it.
 
     `last_id` is the greatest message id it held when it was opened, `node` the number that tells this process'

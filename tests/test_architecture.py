@@ -24,6 +24,15 @@ ALLOWED: dict[str, frozenset[str]] = {
     "relay/config": frozenset({"relay.domain"}),
     "relay/accounts": frozenset({"relay.config", "relay.domain", "storage.protocol"}),
     "relay/greeting": frozenset({"relay.accounts"}),
+    "relay/merge": frozenset({"prometheus_client"}),
+    "relay/peers": frozenset({"relay.merge"}),
+    "relay/workers": frozenset({"relay.clock", "relay.log"}),
+    "relay/lead": frozenset(
+        {"relay.config", "relay.greeting", "relay.main", "relay.worker", "relay.workers", "msgspec"}
+    ),
+    "relay/worker": frozenset(
+        {"relay.greeting", "relay.main", "relay.metrics", "relay.peers", "relay.workers", "msgspec"}
+    ),
     "relay/domain": frozenset({"relay.domain", "relay.ids", "msgspec", "cronsim", "tzdata"}),
     "relay/wire": frozenset(
         {"relay.wire", "relay.domain", "relay.ids", "storage.protocol", "msgspec", "orjson", "idna"}
@@ -43,7 +52,10 @@ ALLOWED: dict[str, frozenset[str]] = {
     "relay/cli": frozenset({"relay.cli", "relay.main", "relay.domain.duration", "rich"}),
     "storage/protocol": frozenset({"relay.domain", "msgspec"}),
     "storage": frozenset(
-        {"storage", "relay.domain", "relay.ids", "relay.clock", "msgspec", "orjson", "aiosqlite", "asyncpg", "pysqlite3"}
+        {
+            "storage", "relay.domain", "relay.ids", "relay.clock",
+            "msgspec", "orjson", "aiosqlite", "asyncpg", "pysqlite3",
+        }
     ),
 }  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from relay.clock import FakeClock, SystemClock
+from relay.clock import FakeClock, SharedClock, SystemClock
 
 
 async def test_a_set_event_ends_the_wait_at_once() -> None:
@@ -43,3 +43,45 @@ async def test_the_system_clock_reaches_the_instant_it_waits_for() -> None:
     until = clock.now() + 20
     assert not await clock.wait(asyncio.Event(), until)
     assert clock.now() >= until
+
+
+class Machine:
+    """A machine whose clock somebody sets."""
+
+    def __init__(self) -> None:
+        self.wall = 1_800_000_000_000
+        self.steady = 5_000
+
+    def clock(self) -> SharedClock:
+        return SharedClock(wall=lambda: self.wall, steady=lambda: self.steady)
+
+    def run(self, ms: int) -> None:
+        self.wall += ms
+        self.steady += ms
+
+
+def test_a_shared_clock_is_the_machines_until_it_is_corrected() -> None:
+    machine = Machine()
+    clock = machine.clock()
+    assert (clock.now(), clock.offset_ms) == (1_800_000_000_000, 0)
+    machine.run(250)
+    clock.correct(-1_000)
+    assert (clock.now(), clock.offset_ms) == (1_799_999_999_250, 1_000)
+    machine.run(1)
+    assert (clock.now(), clock.offset_ms) == (1_799_999_999_251, 1_000)
+
+
+def test_setting_the_machines_clock_does_not_move_a_shared_clock() -> None:
+    machine = Machine()
+    clock = machine.clock()
+    machine.wall += 3_600_000
+    assert (clock.now(), clock.offset_ms) == (1_800_000_000_000, 3_600_000)
+    machine.wall -= 7_200_000
+    assert (clock.now(), clock.offset_ms) == (1_800_000_000_000, -3_600_000)
+
+
+def test_a_shared_clock_of_this_machine_goes_like_it() -> None:
+    clock = SharedClock()
+    before = clock.now()
+    assert abs(before - SystemClock().now()) < 1_000
+    assert clock.now() >= before

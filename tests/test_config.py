@@ -109,3 +109,10 @@ def test_the_values_in_the_example_are_accepted_and_where_there_is_a_default_the
 def test_the_example_file_is_the_one_the_code_prints() -> None:
     path = Path(__file__).parent.parent / "deploy/relay.env.example"
     assert path.read_text() == example(), "run: .venv/bin/python -m relay.config > deploy/relay.env.example"
+
+
+def test_a_switch_is_yes_or_no() -> None:
+    assert load({"RELAY_MIGRATE": "no"}).migrate is False
+    assert load({}).migrate is True
+    with pytest.raises(ConfigError, match="RELAY_MIGRATE: it must be yes or no"):
+        load({"RELAY_MIGRATE": "1"})

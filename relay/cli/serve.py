@@ -5,7 +5,7 @@ import argparse
 from relay.cli.commands import RUN_THE_RELAY, Commands
 from relay.cli.shell import Shell
 
-_FLAGS = ("host", "port", "database_url", "migrate")
+_FLAGS = ("host", "port", "workers", "database_url", "migrate")
 
 
 def register(commands: Commands) -> None:
@@ -50,6 +50,9 @@ def register(commands: Commands) -> None:
             metavar="URL",
             help=f"where messages live (default: {database})",
         )
+    serve.add_argument(
+        "--workers", help="processes that share the port, one for each core; needs PostgreSQL (default: 1)"
+    )
 
 
 def _dev(args: argparse.Namespace, shell: Shell) -> int:

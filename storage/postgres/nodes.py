@@ -12,6 +12,8 @@ from storage.protocol import CannotOpen
 
 #: An owner that was silent for this long has died.
 SILENCE_S = 600
+#: Whoever was seen in this time is there: signs of life come three times as often.
+RECENTLY_S = 30
 
 _FREE = f"""
     SELECT n FROM generate_series(0, 255) n LEFT JOIN nodes ON nodes.number = n
@@ -25,6 +27,10 @@ _KEEP = f"""
     WHERE nodes.owner = excluded.owner OR nodes.owner IS NULL
         OR nodes.seen_at < clock_timestamp() - interval '{SILENCE_S} seconds'
     RETURNING 1
+"""
+_OTHERS = f"""
+    SELECT count(*) FROM nodes WHERE owner <> $1
+    AND seen_at > clock_timestamp() - interval '{RECENTLY_S} seconds'
 """
 _LEAVE = "UPDATE nodes SET owner = NULL, seen_at = clock_timestamp() WHERE number = $1 AND owner = $2"
 
@@ -52,6 +58,11 @@ async def take(connection: Connection, owner: str) -> Node:
 async def keep(connection: Connection, node: Node) -> bool:
     """Show a sign of life; False when the number belongs to another by now."""
     return bool(await connection.rows(_KEEP, node.number, node.owner))
+
+
+async def others(connection: Connection, node: Node) -> int:
+    """How many other owners were seen of late."""
+    return int((await connection.rows(_OTHERS, node.owner))[0][0])
 
 
 async def leave(connection: Connection, node: Node) -> None:

@@ -16,6 +16,7 @@ from relay.domain.schedule import Run, Schedule
 from relay.domain.selection import Order, Selection
 from relay.domain.tenant import Principal, Tenant
 from relay.ids import Ids, random_name
+from storage.codec import Row
 from storage.postgres import nodes, schema, work
 from storage.postgres.connections import Pool, Server, run, transaction
 from storage.postgres.driver import Connection, Session, target_of
@@ -31,12 +32,13 @@ from storage.protocol import (
     DueSchedule,
     Firing,
     FlowKey,
+    Page,
     Published,
     Retention,
     ScheduleView,
     Stats,
 )
-from storage.sql import archive, cancel, catalog, gates, schedules
+from storage.sql import archive, cancel, catalog, gates, schedules, transfer
 from storage.sql.gates import LONGEST_LEASE_MS
 from storage.sql.road import Acceptance
 from storage.sql.script import Query, Script, slices
@@ -51,6 +53,7 @@ _HOT = Session(longest_s=5.0, hot=True)
 _LOOKUP = Session(longest_s=5.0, hot=True)
 _SEARCH = Session(longest_s=20.0)
 _CHANGE = Session(longest_s=20.0)
+_TRANSFER = Session(longest_s=600.0)
 _OPENING = Session(longest_s=600.0)
 
 #: A machine whose clock is further off is not ready: what we cannot correct (certificates, other programs) errs.
@@ -127,6 +130,7 @@ class PostgresStorage:
         self._lookups = Pool(server, _LOOKUP, 2)
         self._searches = Pool(server, _SEARCH, 2)
         self._changes = Pool(server, _CHANGE, 2)
+        self._transfers = Pool(server, _TRANSFER, 1)
         self._watch = Watch(server, node, clock, woken=self._woken)
 
     @property
@@ -410,12 +414,37 @@ class PostgresStorage:
             await self._write(_fold)
         return Stats(live=live, dead_letters=dead_letters, oldest_due_at=oldest_due_at)
 
+    # Transfer
+
+    @property
+    def tables(self) -> Sequence[str]:
+        return transfer.TABLES
+
+    async def other_users(self) -> int:
+        return await self._transfers.use(lambda connection: nodes.others(connection, self._node))
+
+    async def read_rows(self, table: str, *, after: Row | None, limit: int) -> Page:
+        return await self._transfers.read(lambda: transfer.read(table, after=after, limit=limit))
+
+    async def write_rows(self, table: str, rows: Sequence[Row]) -> None:
+        async def write(tx: Tx) -> None:
+            added = await tx.run(transfer.write(table, rows))
+            tx.live += added if table == "deliveries" else 0
+            tx.dead_letters += added if table == "dead_letters" else 0
+
+        await self._transfers.use(lambda connection: self._transactions.run(connection, write))
+
+    async def count_rows(self, table: str) -> int:
+        return await self._transfers.read(lambda: transfer.count(table))
+
+    async def last_row(self, table: str) -> Row | None:
+        return await self._transfers.read(lambda: transfer.last(table))
+
     # Life
 
     async def ping(self) -> None:
+        await self._changes.use(self._watch.beat)
         self._watch.check()
-        if not await self._changes.use(lambda connection: nodes.keep(connection, self._node)):
-            raise Unavailable("another process was given this one's number: restart it", retry_after_s=60)
         offset_ms = self._clock.offset_ms
         if abs(offset_ms) > _SKEW_MS:
             side = "ahead of" if offset_ms > 0 else "behind"
@@ -435,7 +464,7 @@ class PostgresStorage:
             await self._changes.use(lambda connection: nodes.leave(connection, self._node))
         except Unavailable as problem:
             _log.warning("this process leaves without saying so: %s", problem)
-        for pool in (self._renewals, self._lookups, self._searches, self._changes):
+        for pool in (self._renewals, self._lookups, self._searches, self._changes, self._transfers):
             await pool.close()
 
     async def _change(self, work: Callable[[Tx], Awaitable[T]]) -> T:

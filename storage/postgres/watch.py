@@ -60,6 +60,16 @@ class Watch:
         if self._loop.time() - self._seen_at > _SILENT_S:
             raise Unavailable("the database has not been reached for minutes", retry_after_s=2)
 
+    async def beat(self, connection: Connection) -> None:
+        """Give a sign of life."""
+        began_at = self._loop.time()
+        if await nodes.keep(connection, self._node):
+            self._seen_at = began_at
+            self._lost = False
+        elif not self._lost:
+            self._lost = True
+            _log.error("another process was given this one's number %s: restart it", self._node.number)
+
     def tell(self, due_at: int) -> None:
         """Hint to other processes that something is due then."""
         if self._hint is None or due_at < self._hint:
@@ -115,7 +125,8 @@ class Watch:
         while connection.usable:
             if self._loop.time() >= beat_at:
                 beat_at = self._loop.time() + _BEAT_S
-                await self._beat(connection)
+                await self.beat(connection)
+                await agree(connection, self._clock)
             if self._hint is not None:
                 hint, self._hint = self._hint, None
                 await connection.rows("SELECT pg_notify($1, $2)", self._channel, str(hint))
@@ -124,16 +135,6 @@ class Watch:
                 async with asyncio.timeout(max(0.0, beat_at - self._loop.time())):
                     await self._stirred.wait()
             self._stirred.clear()
-
-    async def _beat(self, connection: Connection) -> None:
-        began_at = self._loop.time()
-        if await nodes.keep(connection, self._node):
-            self._seen_at = began_at
-            self._lost = False
-        elif not self._lost:
-            self._lost = True
-            _log.error("another process was given this one's number %s: restart it", self._node.number)
-        await agree(connection, self._clock)
 
 
 async def agree(connection: Connection, clock: SharedClock) -> None:

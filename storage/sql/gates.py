@@ -14,6 +14,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from relay.domain.gates import (
+    DEFAULT_PERIOD_MS,
     KEY_LIFETIME_MS,
     Gate,
     GateChange,
@@ -50,13 +51,9 @@ def _typed(columns: str) -> str:
 
 
 _READ = ", ".join(f"g.{name}" for name in GATE_COLUMNS.split(", "))
-_NEW = "tenant, kind, name, created_at, updated_at, used_at, parallelism, period_ms"
+_NEW = "id, tenant, kind, name, created_at, updated_at, used_at, parallelism, period_ms"
 _NOTHING = "paused, parallelism_pinned, rate_pinned, held, window_count, members, accepted"
-_ENSURE = Bulk(
-    f"INSERT INTO gates ({_NEW}, {_NOTHING})",
-    f"({', '.join('?' * 8)}, 0, 0, 0, 0, 0, 0, 0)",
-    " ON CONFLICT (tenant, kind, name) DO NOTHING",
-)
+_MAKE = Bulk(f"INSERT INTO gates ({_NEW}, {_NOTHING})", f"({', '.join('?' * 9)}, 0, 0, 0, 0, 0, 0, 0)")
 _NAMED = Bulk(
     "WITH k (tenant, kind, name) AS (",
     _typed("tenant, kind, name"),
@@ -430,13 +427,17 @@ def _leave(gates: dict[GateId, Gate], ids: Iterable[GateId | None], at: int) -> 
 def _ensured(keys: Mapping[_Key, int]) -> Script[dict[_Key, Gate]]:
     """The gates with these names, made at the instant given when there are none."""
     gates = yield from _named(list(keys))
-    fresh = [
-        (*key, now, now, now, default_parallelism(key[1]), 1000)
-        for key, now in keys.items()
-        if key not in gates
-    ]
-    if fresh:
-        yield from write(_ENSURE, fresh)
+    missing = [(key, now) for key, now in keys.items() if key not in gates]
+    if missing:
+        # The caller is the only one who makes gates. A number is free again when no message has it any more.
+        newest = yield Query("SELECT coalesce(max(id), 0) FROM gates")
+        yield from write(
+            _MAKE,
+            [
+                (id_, *key, now, now, now, default_parallelism(key[1]), DEFAULT_PERIOD_MS)
+                for id_, (key, now) in enumerate(missing, newest[0][0] + 1)
+            ],
+        )
         gates = yield from _named(list(keys))
     return gates
 

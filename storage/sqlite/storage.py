@@ -19,6 +19,7 @@ from relay.domain.schedule import Run, Schedule
 from relay.domain.selection import Order, Selection
 from relay.domain.tenant import Principal, Tenant
 from relay.ids import Ids
+from storage.codec import Row
 from storage.migrate import Migration, migrations_of, missing
 from storage.protocol import (
     CannotOpen,
@@ -27,12 +28,13 @@ from storage.protocol import (
     DueSchedule,
     Firing,
     FlowKey,
+    Page,
     Published,
     Retention,
     ScheduleView,
     Stats,
 )
-from storage.sql import archive, cancel, catalog, gates, schedules
+from storage.sql import archive, cancel, catalog, gates, schedules, transfer
 from storage.sql.gates import LONGEST_LEASE_MS
 from storage.sql.road import Acceptance
 from storage.sql.script import Query, Script, slices
@@ -46,6 +48,8 @@ T = TypeVar("T")
 #: What a message costs beside its body, about.
 _MESSAGE_BYTES = 1_000
 
+#: Counting all rows of a large table.
+_TRANSFER_S = 600.0
 
 _log = logging.getLogger("relay.storage")
 
@@ -144,6 +148,7 @@ class SqliteStorage:
         #: Look-ups by key, which answer requests, never queue behind searches.
         self._lookups = Readers(path, 1)
         self._searches = Readers(path, 2)
+        self._transfers = Readers(path, 1, longest_s=_TRANSFER_S)
 
     @property
     def path(self) -> Path:
@@ -403,11 +408,38 @@ class SqliteStorage:
             oldest_due_at=await self._lookups.run(_oldest_due()),
         )
 
+    # Transfer
+
+    @property
+    def tables(self) -> Sequence[str]:
+        return transfer.TABLES
+
+    async def other_users(self) -> int:
+        # The lock keeps them out.
+        return 0
+
+    async def read_rows(self, table: str, *, after: Row | None, limit: int) -> Page:
+        return await self._transfers.run(transfer.read(table, after=after, limit=limit))
+
+    async def write_rows(self, table: str, rows: Sequence[Row]) -> None:
+        def write(tx: Tx) -> None:
+            added = tx.run(transfer.write(table, rows))
+            tx.live += added if table == "deliveries" else 0
+            tx.dead_letters += added if table == "dead_letters" else 0
+
+        await self._call(write, grows=True)
+
+    async def count_rows(self, table: str) -> int:
+        return await self._transfers.run(transfer.count(table))
+
+    async def last_row(self, table: str) -> Row | None:
+        return await self._transfers.run(transfer.last(table))
+
     # Life
 
     async def ping(self) -> None:
         self._pings += 1
-        await self._write(lambda: catalog.put_setting("ping", str(self._pings)))
+        await self._write(lambda: catalog.put_setting(transfer.PROBE, str(self._pings)))
 
     async def close(self) -> None:
         if self._closed:
@@ -415,6 +447,7 @@ class SqliteStorage:
         self._closed = True
         await self._lookups.close()
         await self._searches.close()
+        await self._transfers.close()
         # Last: the connection that closes last checkpoints and removes the log.
         await self._writer.close()
         os.close(self._lock)

@@ -5,15 +5,15 @@ import os
 import sys
 
 from relay.domain.delivery import settle
+from relay.main import open_storage
 from storage.protocol import ClaimTerms
-from storage.sqlite import open_sqlite
 from tests.builders import NOW, a_message, an_attempt
 
 TERMS = ClaimTerms(limit=100, lease_ms=30_000)
 
 
 async def main(url: str) -> None:
-    storage = await open_sqlite(url)
+    storage = await open_storage(url)
 
     def say(word: str, number: int) -> None:
         os.write(1, f"{word} {number}\n".encode())

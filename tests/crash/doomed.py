@@ -174,7 +174,7 @@ async def run(arguments: argparse.Namespace, config: Config) -> int:
     logging.basicConfig(handlers=[BridgeHandler(log)], level=logging.WARNING, force=True)
     storage = cast(Storage, DoomedStorage(await main.open_storage(config.database_url), doom, trouble))
     try:
-        credentials = await main._credentials("serve", storage, config, now=clock.now())
+        credentials = await main.credentials_for("serve", storage, config, now=clock.now())
         relay = DoomedRelay(config, storage, clock=clock, log=log, doom=doom, poison=arguments.poison)
         url = await relay.start()
         print(greeting.text("serve", url, credentials, command=sys.argv[0]), flush=True)
@@ -202,4 +202,4 @@ def _arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     given = _arguments()
     flags = {"database_url": given.database, "port": given.port}
-    sys.exit(main._run_loop(run(given, load(os.environ, flags=flags))))
+    sys.exit(main.run_loop(run(given, load(os.environ, flags=flags))))

@@ -1,0 +1,109 @@
+"""The parent of a relay of several processes: it reserves the port, sets up accounts, and sees to the processes."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Coroutine, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from relay.config import Config
+from relay.greeting import Mode
+from relay.main import clock_for, credentials_for, greet, hear_signals, logging_to, opened, url_of
+from relay.worker import Order
+from relay.workers import CannotStart, Workers
+
+#: What a process may take to end beside finishing its deliveries.
+_CLOSING_MS = 20_000
+
+
+async def lead(mode: Mode, config: Config, flags: Mapping[str, str]) -> int:
+    """Have `config.workers` processes serve one port until SIGTERM or SIGINT; a second signal exits at once.
+
+    Accounts are set up, and credentials told, here and once. The database is not needed after that.
+    """
+    led: list[Workers] = []
+
+    def end_at_once() -> None:
+        for workers in led:
+            workers.kill()
+        os._exit(1)
+
+    told_to_stop = hear_signals(again=end_at_once)
+    clock = clock_for(config.database_url)
+    with (
+        logging_to(config, clock) as log,
+        reserved(config.host, config.port) as port,
+        # Nobody but this user may enter it.
+        tempfile.TemporaryDirectory(prefix="relay-", ignore_cleanup_errors=True) as directory,
+    ):
+
+        def order(number: int) -> bytes:
+            return msgspec.json.encode(
+                Order(mode=mode, flags=dict(flags), number=number, port=port, directory=directory)
+            )
+
+        workers = Workers(
+            [sys.executable, "-P", "-m", "relay.worker"],
+            count=config.workers,
+            order=order,
+            patience_ms=config.shutdown_timeout_ms + _CLOSING_MS,
+            clock=clock,
+            log=log,
+        )
+
+        led.append(workers)
+        ended_in_time = True
+        try:
+            async with opened(config, clock) as storage:
+                credentials = await credentials_for(mode, storage, config, now=clock.now())
+                if await _unless(told_to_stop, workers.start()):
+                    url = url_of(config.host, port)
+                    await greet(mode, url, credentials, storage)
+                    log.info("relay.started", url=url, workers=config.workers)
+            await told_to_stop.wait()
+            log.info("relay.stopping")
+        except CannotStart as problem:
+            return problem.status if problem.status > 0 else 1
+        finally:
+            ended_in_time = await workers.stop()
+        log.info("relay.stopped")
+    return 0 if ended_in_time else 1
+
+
+async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Whether the work came to its end before the event was set; if not, it is given up."""
+    task = asyncio.ensure_future(work)
+    waiting = asyncio.ensure_future(event.wait())
+    await asyncio.wait((task, waiting), return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if not task.done():
+        task.cancel()
+        await asyncio.wait((task,))
+        return False
+    task.result()
+    return True
+
+
+@contextlib.contextmanager
+def reserved(host: str, port: int) -> Iterator[int]:
+    """Keep a port (0: a free one) for processes that will share it; raises `OSError` when somebody listens there.
+
+    The socket is bound and never listens, so that no connection ends up here.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    # One that is not shared finds out whether the port is in use; a shared one would join whoever shares it.
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+        address = probe.getsockname()
+    with socket.socket(family, kind, protocol) as shared:
+        shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        shared.bind(address)
+        yield address[1]

@@ -1,0 +1,289 @@
+"""Several processes on one PostgreSQL database are one relay: nothing shared twice, nothing counted wrongly."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+import asyncpg
+import pytest
+
+from relay.domain.delivery import State, released
+from relay.domain.errors import Unavailable
+from relay.domain.message import MessageId
+from relay.ids import Ids
+from storage.postgres import open_postgres
+from storage.postgres.driver import target_of
+from storage.postgres.nodes import SILENCE_S
+from storage.postgres.storage import PostgresStorage
+from storage.protocol import CannotOpen, ClaimTerms, Retention, Storage
+from tests import postgres_server
+from tests.builders import NOW, TENANT, a_message
+from tests.contract.steps import (
+    EVERYTHING,
+    LATER,
+    LEASE_MS,
+    accept,
+    bury,
+    deliver,
+    fail,
+    start,
+    states,
+    take,
+)
+from tests.contract.test_schedules import a_firing, a_schedule, put
+
+Open = Callable[[], Awaitable[PostgresStorage]]
+
+
+@pytest.fixture
+def url() -> str:
+    return postgres_server.url()
+
+
+@pytest.fixture
+async def join(url: str) -> AsyncIterator[Open]:
+    """Opens one more node on this test's database."""
+    opened: list[PostgresStorage] = []
+
+    async def join() -> PostgresStorage:
+        opened.append(await open_postgres(url))
+        return opened[-1]
+
+    yield join
+    await asyncio.gather(*(node.close() for node in opened))
+
+
+@pytest.fixture
+async def database(url: str, join: Open) -> AsyncIterator[Any]:
+    """The database itself, once somebody has joined."""
+    target = target_of(url)
+    connection = await asyncpg.connect(target.dsn, server_settings={"search_path": target.schema})
+    yield connection
+    await connection.close()
+
+
+async def three(join: Open) -> Sequence[PostgresStorage]:
+    return [await join() for _ in range(3)]
+
+
+async def test_nodes_that_claim_at_once_never_share_a_message(join: Open) -> None:
+    nodes = await three(join)
+    messages = [a_message() for _ in range(300)]
+    await accept(nodes[0], *messages)
+
+    async def drain(node: Storage) -> list[MessageId]:
+        taken: list[MessageId] = []
+        while claims := (await node.claim(ClaimTerms(limit=7, lease_ms=LEASE_MS), now=NOW)).claims:
+            taken += [claim.message.id for claim in claims]
+        return taken
+
+    shares = await asyncio.gather(*(drain(node) for node in nodes))
+    assert sorted(id_ for share in shares for id_ in share) == [message.id for message in messages]
+
+
+async def test_a_lost_lease_goes_to_another_node_and_the_late_settlement_is_refused(join: Open) -> None:
+    slow, other, _ = await three(join)
+    message = a_message()
+    (late,) = await start(slow, message)
+    (current,) = await take(other, now=NOW + LEASE_MS)
+    assert (current.message, current.claim_no, current.lost_leases) == (message, 2, 1)
+    assert await deliver(slow, late) == [message.id]
+    assert await slow.settle([released(late, now=NOW)]) == [message.id]
+    assert await deliver(other, current) == []
+    assert await states(slow, message) == [State.CREATED, State.ACTIVE, State.ACTIVE, State.DELIVERED]
+    assert [(await node.stats()).live for node in (slow, other)] == [0, 0]
+
+
+async def test_of_publishes_with_one_key_on_several_nodes_exactly_one_is_stored(join: Open) -> None:
+    nodes = await three(join)
+    messages = [a_message(dedup_key=b"k" * 16) for _ in range(30)]
+    published = await asyncio.gather(*(accept(nodes[n % 3], message) for n, message in enumerate(messages)))
+    receipts = [receipt for one in published for receipt in one.receipts]
+    assert len({receipt.message_id for receipt in receipts}) == 1
+    assert [receipt.deduplicated for receipt in receipts].count(False) == 1
+    assert (await nodes[1].stats()).live == 1
+
+
+async def test_keys_wanted_in_any_order_on_several_nodes_stand_in_nobodys_way(join: Open) -> None:
+    nodes = await three(join)
+    keys = [bytes([n]) * 16 for n in range(40)]
+    calls = []
+    for n in range(30):
+        random.Random(n).shuffle(keys)
+        calls.append(nodes[n % 3].publish([a_message(dedup_key=key) for key in keys], now=NOW))
+    published = await asyncio.gather(*calls)
+    fresh = [receipt for one in published for receipt in one.receipts if not receipt.deduplicated]
+    assert len(fresh) == len({receipt.message_id for receipt in fresh}) == 40
+
+
+async def test_cancellations_and_settlements_of_the_same_messages_wait_for_each_other_in_one_order(
+    join: Open,
+) -> None:
+    nodes = await three(join)
+    messages = [a_message(dedup_key=n.to_bytes(16, "big")) for n in range(600)]
+    claims = list(await start(nodes[0], *messages[:100]))
+    await accept(nodes[1], *messages[100:])
+    claims += await take(nodes[1])
+    random.Random(1).shuffle(claims)
+    outcomes = await asyncio.gather(
+        *(nodes[n % 3].cancel(TENANT, EVERYTHING, limit=None, now=NOW) for n in range(6)),
+        *(fail(nodes[n % 3], *claims[n::10]) for n in range(5)),
+        *(deliver(nodes[n % 3], *claims[n::10]) for n in range(5, 10)),
+    )
+    assert [refused for refused in outcomes[6:] if refused] == []
+    canceled = [id_ for ids in outcomes[:6] for id_ in ids]
+    assert len(canceled) == len(set(canceled))
+    waiting = await take(nodes[2], now=LATER)
+    assert {claim.retried for claim in waiting} <= {1}
+    assert (await nodes[2].stats()).live == len(waiting)
+
+
+async def test_one_tick_is_fired_by_one_of_all_nodes(join: Open) -> None:
+    nodes = await three(join)
+    schedule = await put(nodes[0], a_schedule())
+    messages = [a_message(schedule_id="scd_1") for _ in range(9)]
+    won = await asyncio.gather(
+        *(nodes[n % 3].fire(a_firing(schedule, message), now=NOW) for n, message in enumerate(messages))
+    )
+    assert won.count(True) == 1
+    assert [claim.message for claim in await take(nodes[1])] == [messages[won.index(True)]]
+
+
+async def test_schedules_put_on_several_nodes_at_once_stay_within_the_limit(join: Open) -> None:
+    nodes = await three(join)
+    schedules = [a_schedule(f"scd_{n}") for n in range(12)]
+    stored = await asyncio.gather(
+        *(nodes[n % 3].put_schedule(schedule, limit=5) for n, schedule in enumerate(schedules))
+    )
+    assert len([schedule for schedule in stored if schedule is not None]) == 5
+    assert len(await nodes[0].schedules(TENANT)) == 5
+
+
+async def test_one_schedule_put_on_several_nodes_at_once_rises_by_one_revision_each(join: Open) -> None:
+    nodes = await three(join)
+    stored = await asyncio.gather(*(nodes[n % 3].put_schedule(a_schedule(), limit=5) for n in range(6)))
+    assert sorted(one.revision for one in stored if one is not None) == [1, 2, 3, 4, 5, 6]
+
+
+async def test_what_one_node_forgets_while_another_buries_the_rest_leaves_no_message_behind(
+    join: Open, database: Any
+) -> None:
+    nodes = await three(join)
+    letters = [await bury(nodes[0], a_message(max_retries=0)) for _ in range(60)]
+    retention = Retention(events_before=LATER, dead_letters_before=NOW)
+    for n in range(0, 60, 10):
+        await asyncio.gather(
+            nodes[1].prune(retention, now=NOW, limit=20),
+            nodes[2].delete_dead_letters(TENANT, [letter.id for letter in letters[n : n + 10]]),
+        )
+    while await nodes[0].prune(retention, now=NOW, limit=100):
+        pass
+    assert await database.fetchval("SELECT count(*) FROM messages") == 0
+    assert await database.fetchval("SELECT count(*) FROM events") == 0
+
+
+async def test_every_node_has_a_number_of_its_own(join: Open) -> None:
+    nodes = await asyncio.gather(*(join() for _ in range(6)))
+    assert len({node.node for node in nodes}) == 6
+    fresh = [Ids(node=node.node, last=node.last_id).next(NOW) for node in nodes]
+    assert len(set(fresh)) == 6
+
+
+async def test_a_number_that_was_given_back_is_used_again_last_of_all(join: Open) -> None:
+    first = await join()
+    await first.close()
+    second = await join()
+    assert second.node != first.node
+
+
+async def test_with_every_number_taken_no_further_process_can_start(join: Open, database: Any) -> None:
+    node = await join()
+    await database.execute(
+        "INSERT INTO nodes SELECT n, 'somebody', clock_timestamp() FROM generate_series(0, 255) n"
+        " ON CONFLICT DO NOTHING"
+    )
+    with pytest.raises(CannotOpen, match="256 relay processes use this database already"):
+        await join()
+    await database.execute(
+        "UPDATE nodes SET seen_at = clock_timestamp() - make_interval(secs => $1) WHERE number = 200",
+        SILENCE_S + 1,
+    )
+    assert (await join()).node == 200
+    assert node.node != 200
+
+
+async def test_a_process_whose_number_went_to_another_makes_no_more_ids(join: Open, database: Any) -> None:
+    node = await join()
+    await accept(node, a_message())
+    await database.execute("UPDATE nodes SET owner = 'another' WHERE number = $1", node.node)
+    with pytest.raises(Unavailable, match="number"):
+        await node.ping()
+    with pytest.raises(Unavailable, match="number"):
+        await accept(node, a_message())
+    assert await database.fetchval("SELECT owner FROM nodes WHERE number = $1", node.node) == "another"
+
+
+async def test_a_number_forgotten_by_a_failover_is_claimed_again(join: Open, database: Any) -> None:
+    node = await join()
+    await database.execute("DELETE FROM nodes")
+    await node.ping()
+    assert await database.fetchval("SELECT number FROM nodes WHERE owner IS NOT NULL") == node.node
+
+
+async def test_work_on_one_node_wakes_the_others(join: Open) -> None:
+    teller, hearer, _ = await three(join)
+    heard: asyncio.Queue[int] = asyncio.Queue()
+    hearer.on_work(heard.put_nowait)
+    await hearer.listening()
+    # What was handed out at once is nobody else's business.
+    await start(teller, a_message())
+    await accept(teller, a_message(not_before=NOW + 900))
+    async with asyncio.timeout(10):
+        assert await heard.get() == NOW + 900
+    assert heard.empty()
+
+
+async def test_work_for_much_later_wakes_nobody_else(join: Open) -> None:
+    teller, hearer, _ = await three(join)
+    heard: asyncio.Queue[int] = asyncio.Queue()
+    hearer.on_work(heard.put_nowait)
+    await hearer.listening()
+    await accept(teller, a_message(not_before=NOW + 60_000))
+    await accept(teller, a_message(not_before=NOW + 1))
+    async with asyncio.timeout(10):
+        assert await heard.get() == NOW + 1
+
+
+async def test_what_another_node_writes_into_the_past_is_found_all_the_same(join: Open) -> None:
+    claiming, writing, _ = await three(join)
+    assert await take(claiming, now=NOW + 60_000) == []
+    message = a_message(not_before=NOW)
+    await accept(writing, message)
+    assert [claim.message for claim in await take(claiming, now=NOW + 70_000)] == [message]
+
+
+async def test_all_nodes_count_alike_however_long_the_ledger(join: Open, database: Any) -> None:
+    nodes = await three(join)
+    await database.execute("INSERT INTO depths SELECT 1, 2 FROM generate_series(1, 1500)")
+    await asyncio.gather(*(accept(nodes[n % 3], a_message()) for n in range(12)))
+    expected = (1512, 3000)
+    for _ in range(2):
+        counts = await asyncio.gather(*(node.stats() for node in nodes))
+        assert {(stats.live, stats.dead_letters) for stats in counts} == {expected}
+    assert await database.fetchval("SELECT count(*) FROM depths") < 100
+
+
+async def test_history_keeps_the_order_in_which_nodes_took_turns(join: Open) -> None:
+    nodes = await three(join)
+    message = a_message(max_retries=2)
+    now = NOW
+    await accept(nodes[0], message)
+    for turn in range(1, 4):
+        now += 1_000_000
+        await fail(nodes[turn % 3], *await take(nodes[turn % 3], now=now), now=now)
+    assert await states(nodes[0], message) == [
+        State.CREATED,
+        *[State.ACTIVE, State.ERROR, State.RETRY] * 2,
+        *[State.ACTIVE, State.ERROR, State.FAILED],
+    ]
