@@ -31,7 +31,7 @@ UNLIMITED = 1 << 31
 #: An unused flow-control key is forgotten this long after its last use, unless it is paused or pinned.
 KEY_LIFETIME_MS = 3_600_000
 
-_DEFAULT_PERIOD_MS = 1_000
+DEFAULT_PERIOD_MS = 1_000
 
 
 class GateKind(IntEnum):
@@ -59,7 +59,7 @@ class Gate(Struct, frozen=True, kw_only=True):
     used_at: int
     parallelism: int | None = None
     rate: int | None = None
-    period_ms: int = _DEFAULT_PERIOD_MS
+    period_ms: int = DEFAULT_PERIOD_MS
     paused: bool = False
     parallelism_pinned: bool = False
     rate_pinned: bool = False

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from relay.domain.gates import (
+    DEFAULT_PERIOD_MS,
     KEY_LIFETIME_MS,
     Gate,
     GateChange,
@@ -458,7 +459,7 @@ def ensure(keys: Mapping[Key, int]) -> Script[Sequence[GateId]]:
     rows = yield from read(
         _ENSURE,
         [
-            (*key, keys[key], keys[key], keys[key], default_parallelism(key[1]), 1000)
+            (*key, keys[key], keys[key], keys[key], default_parallelism(key[1]), DEFAULT_PERIOD_MS)
             for key in sorted(keys, key=lambda key: (key[1], key[0], key[2]))
         ],
     )
