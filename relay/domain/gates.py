@@ -33,6 +33,9 @@ KEY_LIFETIME_MS = 3_600_000
 
 DEFAULT_PERIOD_MS = 1_000
 
+#: No call is under way for longer.
+_LATE_MS = 60_000
+
 
 class GateKind(IntEnum):
     """The numbers are stored, and gates are locked in their order: never renumber."""
@@ -95,8 +98,9 @@ def is_gated(message: Message) -> bool:
 
 def as_of(gate: Gate, now: int) -> Gate:
     """The gate by a clock that says `now`. A window from the far future, left by a clock that was set back, begins
-    now; one that is ahead by less than its period may be another node's and holds."""
-    if gate.window_at is None or gate.window_at - now <= gate.period_ms:
+    now; one that is ahead by less than its period or a minute holds: it may be another node's, and `now` may have
+    been long on its way to storage."""
+    if gate.window_at is None or gate.window_at - now <= max(gate.period_ms, _LATE_MS):
         return gate
     return replace(gate, window_at=now)
 
