@@ -490,30 +490,6 @@ async def test_what_a_drain_cuts_short_is_handed_back_due_at_once_without_spendi
     assert (claim.message.id, claim.retried, claim.lost_leases) == (message.id, 0, 0)
 
 
-async def test_a_drain_waits_for_a_publish_that_is_being_committed(storage: Storage) -> None:
-    faulty = Faulty(storage)
-    rig = Rig(_WithHint(faulty, storage))
-    committed, go_on = asyncio.Event(), asyncio.Event()
-
-    async def hold(verb: str, *args: object) -> None:
-        if verb == "publish":
-            committed.set()
-            await go_on.wait()
-
-    async with rig.running():
-        faulty.after = hold
-        message = a_message()
-        publishing = asyncio.create_task(rig.engine.publish([message]))
-        await committed.wait()
-        drained = asyncio.create_task(rig.engine.drain(NOW + 10_000))
-        await _let_loops_run()
-        assert not drained.done()
-        go_on.set()
-        await publishing
-        await drained
-        assert (await rig.states(message.id))[-1] is State.DELIVERED
-
-
 async def test_what_storage_hands_over_after_the_deadline_is_handed_back(storage: Storage) -> None:
     faulty = Faulty(storage)
     rig = Rig(_WithHint(faulty, storage))
