@@ -26,7 +26,7 @@ class Credentials:
     """What a client needs to be told.
 
     `token` is None when there is nothing to tell: it is configured, or an earlier start made it and only its
-    hash is left. `untold_keys` says that this start made the account and its keys, and told neither.
+    hash is left. `untold_keys` says that this start made the keys of the account, and does not tell them.
     """
 
     token: str | None
@@ -120,7 +120,7 @@ async def production(
     configured.
     """
     await catalog.put_setting(_PRODUCTION, "yes")
-    await _retire_published(catalog, config, now=now, fresh_key=fresh_key)
+    replaced = await _retire_published(catalog, config, now=now, fresh_key=fresh_key)
     stored = await catalog.tenant(DEFAULT_TENANT)
     tenant = stored or Tenant(
         id=DEFAULT_TENANT,
@@ -154,7 +154,9 @@ async def production(
         token=told,
         current_key=tenant.current_key,
         next_key=tenant.next_key,
-        untold_keys=told is None and stored is None and config.current_signing_key is None,
+        untold_keys=told is None
+        and (stored is None or DEFAULT_TENANT in replaced)
+        and config.current_signing_key is None,
     )
 
 
@@ -168,11 +170,12 @@ async def _is_production(catalog: Catalog) -> bool:
 
 async def _retire_published(
     catalog: Catalog, config: Config, *, now: int, fresh_key: Callable[[], str]
-) -> None:
+) -> set[TenantId]:
     """Shut the published identities out, and have nobody's deliveries signed with a key that everybody knows.
 
-    The tokens of the default account are seen to by what is configured.
+    Returns whose keys were replaced. The tokens of the default account are seen to by what is configured.
     """
+    replaced: set[TenantId] = set()
     known = _PUBLISHED_KEYS - {config.current_signing_key, config.next_signing_key}
     for number, _ in enumerate(_DEVELOPMENT, 1):
         id = TenantId(number)
@@ -186,6 +189,8 @@ async def _retire_published(
             )
             fresh = Tenant(id=id, user_id=tenant.user_id, current_key=current_key, next_key=next_key)
             await catalog.put_tenant(fresh, now=now)
+            replaced.add(id)
+    return replaced
 
 
 async def remember_shown(catalog: Catalog, credentials: Credentials) -> None:
