@@ -19,7 +19,7 @@ from relay.ids import Ids, random_name
 from storage.codec import Row
 from storage.postgres import nodes, schema, work
 from storage.postgres.connections import Pool, Server, run, transaction
-from storage.postgres.driver import Connection, Session, target_of
+from storage.postgres.driver import Connection, Session, Target
 from storage.postgres.horizon import Horizon
 from storage.postgres.lane import Lane, Work
 from storage.postgres.nodes import Node
@@ -63,9 +63,8 @@ _NOT_HANDED_BACK = "claims nobody waited for could not be handed back: %s"
 _log = logging.getLogger("relay.storage")
 
 
-async def opened(url: str, *, clock: SharedClock, migrate: bool) -> "PostgresStorage":
+async def opened(target: Target, *, clock: SharedClock, migrate: bool) -> "PostgresStorage":
     """See `storage.postgres.open_postgres`."""
-    target = target_of(url)
     server = Server(target)
     connection = await server.connect(_OPENING)
     try:

@@ -93,8 +93,13 @@ async def open_sqlite(url: str, *, node: int = 0, migrate: bool = True) -> "Sqli
         if temporary is not None:
             temporary.cleanup()
         if isinstance(error, driver.Error):
-            raise driver.translated(error) from error
+            raise _about(path, driver.translated(error)) from error
         raise
+
+
+def _about(path: Path, problem: Exception) -> Exception:
+    """What whoever starts the relay is told; publishers later hear no path."""
+    return Unavailable(f"{path}: {problem}") if isinstance(problem, Unavailable) else problem
 
 
 class _Opened:
