@@ -123,6 +123,8 @@ class Rig:
         self.log = Recorder()
         self.problems: list[str] = []
         self.stopping = False
+        #: Addresses that may not be called.
+        self.forbidden: set[str] = set()
         self.violations: list[str] = []
         self.port = 0
         self.server: web.Server | None = None
@@ -147,6 +149,7 @@ class Rig:
             generate_key=lambda: next(fresh_keys),
             stopping=lambda: self.stopping,
             trusted_proxies=tuple(ip_network(network) for network in trusted_proxies),
+            refusal=lambda address: f"{address} may not be called" if address in self.forbidden else None,
         )
 
     async def call(
