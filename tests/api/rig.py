@@ -116,6 +116,7 @@ class Rig:
         limits: Limits,
         bodies: Bodies,
         trusted_proxies: Sequence[str],
+        walk: int,
     ) -> None:
         self.storage = storage
         self.clock = FakeClock()
@@ -149,6 +150,7 @@ class Rig:
             generate_key=lambda: next(fresh_keys),
             stopping=lambda: self.stopping,
             trusted_proxies=tuple(ip_network(network) for network in trusted_proxies),
+            walk=walk,
             refusal=lambda address: f"{address} may not be called" if address in self.forbidden else None,
         )
 
@@ -417,6 +419,7 @@ async def running(
     limits: Limits | None = None,
     bodies: Bodies | None = None,
     trusted_proxies: Sequence[str] = (),
+    walk: int = 1_000,
     lane: bool = True,
     bounds: Bounds = Bounds(),  # noqa: B008 - immutable
     max_closing_s: float = 5,
@@ -434,6 +437,7 @@ async def running(
                 limits=limits or Limits(),
                 bodies=bodies or Bodies(),
                 trusted_proxies=trusted_proxies,
+                walk=walk,
             )
             app = build_app(rig.services)
             app.on_response_prepare.append(rig._check)

@@ -75,9 +75,9 @@ async def the_server_to_notice(url: str) -> None:
 
 async def examine(storage: Storage, said: dict[str, set[int]]) -> None:
     """What was acknowledged is there, and every message is exactly where its log says it is."""
-    events = await storage.events(TENANT, EVERYTHING, order=Order.EARLIEST_FIRST, start=None, limit=10**6)
+    history = await storage.events(TENANT, EVERYTHING, order=Order.EARLIEST_FIRST, start=None, limit=10**6)
     log: dict[int, list[State]] = {}
-    for event in events:
+    for event in history.events:
         log.setdefault(event.message.id, []).extend(event.change.states)
     letters = await storage.dead_letters(
         TENANT, EVERYTHING, order=Order.EARLIEST_FIRST, start=None, limit=10**6

@@ -132,10 +132,10 @@ class Rig:
 
     async def states(self, id: MessageId) -> list[State]:
         """The message's log, oldest first."""
-        events = await self.storage.events(
+        history = await self.storage.events(
             TENANT, Selection(message_ids=(id,)), order=Order.EARLIEST_FIRST, start=None, limit=100
         )
-        return [state for event in events for state in event.change.states]
+        return [state for event in history.events for state in event.change.states]
 
     async def until_state(self, id: MessageId, state: State) -> list[State]:
         async with asyncio.timeout(_PATIENCE_S):
@@ -195,13 +195,8 @@ async def test_the_destination_decides_when_it_is_asked_again(rig: Rig) -> None:
         message = a_message(retry_delay="5000")
         await rig.engine.publish([message])
         await rig.settled()
-    (retried,) = [
-        event
-        for event in await rig.storage.events(
-            TENANT, Selection(), order=Order.EARLIEST_FIRST, start=None, limit=10
-        )
-        if event.change is Change.RETRIED
-    ]
+    history = await rig.storage.events(TENANT, Selection(), order=Order.EARLIEST_FIRST, start=None, limit=10)
+    (retried,) = [event for event in history.events if event.change is Change.RETRIED]
     assert retried.next_at == NOW + 30_000
 
 
@@ -405,9 +400,11 @@ async def test_outcomes_wait_for_storage_to_come_back(storage: Storage) -> None:
         await rig.until(lambda: len(rig.lines.named("settler.waiting")) > 0)
         assert rig.engine.in_flight == 1
         faulty.before = _nothing_wrong
-        while not await rig.storage.events(
-            TENANT, Selection(states=(State.DELIVERED,)), order=Order.LATEST_FIRST, start=None, limit=1
-        ):
+        while not (
+            await rig.storage.events(
+                TENANT, Selection(states=(State.DELIVERED,)), order=Order.LATEST_FIRST, start=None, limit=1
+            )
+        ).events:
             rig.clock.advance(100)
             await _let_loops_run()
         await rig.settled()
