@@ -127,14 +127,18 @@ async def run(mode: Mode, config: Config) -> int:
             credentials = await credentials_for(mode, storage, config, now=clock.now())
             relay = Relay(config, storage, clock=clock, log=log)
             url = await relay.start()
-            await greet(mode, url, config.host, credentials, storage)
+            await greet(mode, url, config.host, credentials, storage, clock)
             log.info("relay.started", url=url)
             await told_to_stop.wait()
             await stop(relay, log)
     return 0
 
 
-async def greet(mode: Mode, url: str, host: str, credentials: Credentials, storage: Storage) -> None:
+async def greet(
+    mode: Mode, url: str, host: str, credentials: Credentials, storage: Storage, clock: Clock
+) -> None:
+    if mode == "serve":
+        credentials = await accounts.to_tell(storage, credentials, clock=clock)
     print(greeting.text(mode, url, credentials, command=sys.argv[0]), flush=True)
     if mode == "dev" and greeting.is_exposed(host):
         print(greeting.EXPOSED.format(host=host), file=sys.stderr, flush=True)

@@ -88,7 +88,7 @@ async def test_a_development_relay_that_others_can_reach_warns_that_its_tokens_a
     storage: Storage, capsys: pytest.CaptureFixture[str], host: str, exposed: bool
 ) -> None:
     credentials = Credentials(token=TOKEN, current_key="a", next_key="b")
-    await greet("dev", "http://127.0.0.1:8080", host, credentials, storage)
+    await greet("dev", "http://127.0.0.1:8080", host, credentials, storage, SystemClock())
     said = capsys.readouterr()
     assert "export QSTASH_URL=http://127.0.0.1:8080\n" in said.out
     assert said.err.startswith(f"WARNING: this development relay listens on {host}") == exposed

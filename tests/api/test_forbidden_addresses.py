@@ -22,7 +22,7 @@ def _forbid(rig: Rig) -> None:
 async def test_a_publish_and_a_schedule_to_it_are_refused(rig: Rig, path: str, destination: str) -> None:
     reply = await rig.call("POST", path + destination, headers={"Upstash-Cron": "* * * * *"})
     assert (reply.status, reply.error) == (400, DESTINATION)
-    reply = await rig.call("POST", "/v2/publish/http://[::1]:80/")
+    reply = await rig.call("POST", "/v2/enqueue/queue/http://[::1]:80/")
     assert (reply.status, reply.error) == (400, "destination: ::1 may not be called")
 
 

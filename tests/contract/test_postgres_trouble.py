@@ -367,6 +367,20 @@ async def test_claims_whose_caller_has_gone_are_handed_back(storage: PostgresSto
     assert found == {message.id for message in messages}
 
 
+async def test_claims_whose_caller_has_gone_while_it_closes_are_handed_back(url: str) -> None:
+    storage = await open_postgres(url)
+    messages = [a_message() for _ in range(3)]
+    await accept(storage, *messages[:2])
+    asked = [asyncio.create_task(take(storage)), asyncio.create_task(start(storage, messages[2]))]
+    await asyncio.sleep(0)
+    for task in asked:
+        task.cancel()
+    await storage.close()
+    again = await open_postgres(url)
+    assert {claim.message.id for claim in await take(again)} == {message.id for message in messages}
+    await again.close()
+
+
 # Statements that wait.
 
 
