@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import ClassVar, cast
 
 import pytest
@@ -21,18 +20,10 @@ from relay.ids import Ids, dead_letter_text, text_of
 from relay.metrics import Metrics
 from relay.wire.outbound import Outgoing
 from storage.protocol import ClaimTerms, Storage, Work
-from storage.sqlite import open_sqlite
 from tests.builders import NOW, TENANT, a_claim, a_message, an_attempt, next_id
 from tests.engine.stepped import Faulty, Lines, storage_is_away
 
 _PATIENCE_S = 20
-
-
-@pytest.fixture
-async def storage(tmp_path: Path) -> AsyncIterator[Storage]:
-    opened = await open_sqlite(f"sqlite:///{tmp_path}/relay.db")
-    yield opened
-    await opened.close()
 
 
 class Destination:
