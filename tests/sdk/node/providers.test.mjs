@@ -110,6 +110,9 @@ test("the hosted models are refused by name, wherever they are asked for", async
   const hosted = { api: { name: "llm", provider: upstash() }, body: PROMPT, callback: CALLBACK };
   await refused(400, () => client.publishJSON({ ...hosted }), "api/llm", "provider");
   await refused(400, () => client.batchJSON([{ ...hosted }]), "api/llm", "provider");
+  await refused(400, () => client.queue({ queueName: "q" }).enqueueJSON({ ...hosted }), "api/llm", "provider");
+  const schedule = () => client.schedules.create({ destination: "api/llm", cron: "@yearly" });
+  await refused(400, schedule, "api/llm", "provider");
   await refused(400, () => client.chat().create({ provider: upstash(), ...PROMPT }), "/llm", "provider");
   await refused(400, () => client.chat().prompt({ provider: upstash(), system: "s", user: "u" }), "/llm", "provider");
   const stream = await client.chat().create({ provider: upstash(), stream: true, ...PROMPT });
