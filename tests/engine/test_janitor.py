@@ -1,9 +1,6 @@
 import random
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any, cast
 
-import pytest
 from prometheus_client import generate_latest
 
 from relay.domain.delivery import settle
@@ -12,7 +9,6 @@ from relay.domain.selection import Order, Selection
 from relay.engine.janitor import Janitor
 from relay.metrics import Metrics
 from storage.protocol import Archive, ClaimTerms, Storage
-from storage.sqlite import open_sqlite
 from tests.builders import NOW, TENANT, a_message, an_attempt, next_id
 from tests.engine.stepped import Faulty, Lines, SteppedClock, running, storage_is_away
 
@@ -20,13 +16,6 @@ SECOND = 1_000
 MINUTE = 60 * SECOND
 DAY = 24 * 60 * MINUTE
 ROUND = 15 * SECOND
-
-
-@pytest.fixture
-async def storage(tmp_path: Path) -> AsyncIterator[Storage]:
-    opened = await open_sqlite(f"sqlite:///{tmp_path}/relay.db")
-    yield opened
-    await opened.close()
 
 
 class Bench:
