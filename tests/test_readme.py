@@ -27,6 +27,15 @@ TOUR: Sequence[tuple[str, Sequence[str]]] = (
     ("relay logs", ("CREATED", "ACTIVE", "DELIVERED")),
     ("relay schedules create", ("tour", "* * * * *", "active")),
     ("relay schedules delete", ("deleted",)),
+    (
+        "relay queues set",
+        (
+            *(VERIFIED + body for body in ("first", "second", "gently", "to all of you")),
+            "jobs",
+            "customer-17",
+        ),
+    ),
+    ("relay url-groups delete", ("everyone", "deleted")),
     ("kill $RECEIVER", ("ERROR", "refused the connection", "RETRY", "next attempt")),
     ("python /tmp/receiver.py", (VERIFIED + "are you there?",)),
     ("kill $RECEIVER", ("DEAD LETTER", "WHY", "refused the connection")),
