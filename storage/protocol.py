@@ -16,7 +16,7 @@ from relay.domain.event import Event
 from relay.domain.message import Headers, Message, MessageId, TenantId
 from relay.domain.schedule import Run, Schedule
 from relay.domain.selection import Order, Selection
-from relay.domain.tenant import Principal, Tenant
+from relay.domain.tenant import Principal, Tenant, TenantLimits, Token
 from relay.domain.url_group import Endpoint, EndpointRef, UrlGroup
 
 #: How long a deduplication key holds, by the deduplication guide of the QStash documentation. It is freed earlier
@@ -241,14 +241,17 @@ class UrlGroups(Protocol):
 class Catalog(Protocol):
     """Who may speak, and the keys that sign."""
 
-    async def principal(self, token_hash: bytes) -> Principal | None: ...
+    async def principal(self, token_hash: bytes) -> Principal | None:
+        """As it is stored: whether the token has expired, or its tenant is disabled, is for the caller to judge."""
+        ...
 
     async def put_token(self, token_hash: bytes, principal: Principal, *, now: int) -> None:
-        """Let this token speak for the principal."""
+        """Let this token of a start speak for the principal's tenant, for good."""
         ...
 
     async def delete_tokens(self, tenant: TenantId, *, read_only: bool, keep: bytes | None) -> int:
-        """Forget the tenant's tokens of that kind, except the one with hash `keep`; returns how many."""
+        """Forget the tenant's tokens of that kind, except the one with hash `keep` and those that were issued;
+        returns how many."""
         ...
 
     async def tenant(self, tenant: TenantId) -> Tenant | None: ...
@@ -256,7 +259,7 @@ class Catalog(Protocol):
     async def tenants(self) -> Sequence[Tenant]: ...
 
     async def put_tenant(self, tenant: Tenant, *, now: int) -> None:
-        """Create, or replace the user id and keys of, the tenant with this number."""
+        """Create the tenant with this number, or replace its user id and keys and nothing else of it."""
         ...
 
     async def rotate_keys(self, tenant: TenantId, *, fresh: str) -> Tenant | None:
@@ -266,6 +269,40 @@ class Catalog(Protocol):
     async def setting(self, name: str) -> str | None: ...
 
     async def put_setting(self, name: str, value: str) -> None: ...
+
+
+class Accounts(Protocol):
+    """What an operator does with accounts, also beside relays that run: each of them notices within seconds."""
+
+    async def tenants(self) -> Sequence[Tenant]:
+        """By number."""
+        ...
+
+    async def create_tenant(
+        self, user_id: str, *, current_key: str, next_key: str, now: int
+    ) -> Tenant | None:
+        """None, and nothing written, when there is one of that name. Its number was never another's."""
+        ...
+
+    async def put_limits(self, tenant: TenantId, limits: TenantLimits) -> bool:
+        """Replace the limits of a tenant. False: no such tenant."""
+        ...
+
+    async def put_disabled(self, tenant: TenantId, *, at: int | None) -> bool:
+        """Disable a tenant since `at`, or with None enable it. False: no such tenant."""
+        ...
+
+    async def tokens(self, tenant: TenantId) -> Sequence[Token]:
+        """Oldest first."""
+        ...
+
+    async def issue_token(self, token: Token) -> None:
+        """Let a new token speak for its tenant."""
+        ...
+
+    async def revoke_token(self, token_hash: bytes) -> bool:
+        """Forget a token, whoever made it. False: there was none."""
+        ...
 
 
 class Archive(Protocol):
@@ -339,7 +376,7 @@ class Transfer(Protocol):
         ...
 
 
-class Storage(Inbox, Work, Schedules, UrlGroups, Catalog, Archive, Transfer, Protocol):
+class Storage(Inbox, Work, Schedules, UrlGroups, Catalog, Accounts, Archive, Transfer, Protocol):
     """A database that can do all of it.
 
     `last_id` is the greatest id of a message or a dead letter it held when it was opened, `node` the number that

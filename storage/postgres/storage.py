@@ -13,7 +13,7 @@ from relay.domain.event import Event
 from relay.domain.message import Headers, Message, MessageId, TenantId
 from relay.domain.schedule import Run, Schedule
 from relay.domain.selection import Order, Selection
-from relay.domain.tenant import Principal, Tenant
+from relay.domain.tenant import Principal, Tenant, TenantLimits, Token
 from relay.domain.url_group import Endpoint, EndpointRef, UrlGroup
 from relay.ids import Ids, random_name
 from storage.codec import Row
@@ -322,6 +322,30 @@ class PostgresStorage:
 
     async def put_setting(self, name: str, value: str) -> None:
         await self._write(lambda: catalog.put_setting(name, value))
+
+    # Accounts
+
+    async def create_tenant(
+        self, user_id: str, *, current_key: str, next_key: str, now: int
+    ) -> Tenant | None:
+        return await self._write(
+            lambda: catalog.create_tenant(user_id, current_key=current_key, next_key=next_key, now=now)
+        )
+
+    async def put_limits(self, tenant: TenantId, limits: TenantLimits) -> bool:
+        return await self._write(lambda: catalog.put_limits(tenant, limits))
+
+    async def put_disabled(self, tenant: TenantId, *, at: int | None) -> bool:
+        return await self._write(lambda: catalog.put_disabled(tenant, at=at))
+
+    async def tokens(self, tenant: TenantId) -> Sequence[Token]:
+        return await self._lookups.read(lambda: catalog.tokens(tenant))
+
+    async def issue_token(self, token: Token) -> None:
+        await self._write(lambda: catalog.issue_token(token))
+
+    async def revoke_token(self, token_hash: bytes) -> bool:
+        return await self._write(lambda: catalog.revoke_token(token_hash))
 
     # Archive
 
