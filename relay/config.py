@@ -268,6 +268,7 @@ class Config:
         """The part of the settings that bounds what a publisher may ask for."""
         return Limits(
             max_message_bytes=self.max_message_bytes,
+            largest_message_bytes=self.max_in_flight_bytes,
             max_batch_bytes=self.max_batch_bytes,
             max_retries=self.max_retries,
             max_delay_ms=self.max_delay_ms,

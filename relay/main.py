@@ -321,7 +321,7 @@ class Relay:
         services = Services(
             storage=storage,
             publisher=self._engine,
-            authenticator=Authenticator(storage, clock),
+            authenticator=Authenticator(storage, clock, config.limits()),
             bodies=Bodies(),
             clock=clock,
             ids=ids,

@@ -50,7 +50,7 @@ _BATCH: msgspec.json.Decoder[list[BatchItem]] = msgspec.json.Decoder(
 
 
 async def create(services: Services, caller: Caller, request: web.Request) -> Answer:
-    body = await services.bodies.read(request, services.limits.max_message_bytes, "the message body")
+    body = await services.bodies.read(request, caller.limits.max_message_bytes, "the message body")
     return await publish(services, caller, request.raw_path, headers_of(request), body, request.remote)
 
 
@@ -80,7 +80,7 @@ async def publish(
         body=body,
         caller_ip=caller_ip,
         now=now,
-        limits=services.limits,
+        limits=caller.limits,
         config=target.config,
         authorization_is_ours=caller.authorization_is_ours,
     )
@@ -94,7 +94,7 @@ async def publish(
 
 
 async def create_batch(services: Services, caller: Caller, request: web.Request) -> Answer:
-    body = await services.bodies.read(request, services.limits.max_batch_bytes, "the batch")
+    body = await services.bodies.read(request, caller.limits.max_batch_bytes, "the batch")
     return await publish_batch(services, caller, headers_of(request), body, request.remote)
 
 
@@ -115,7 +115,7 @@ async def publish_batch(
     groups = await _groups_of(services, caller, targets)
     now = services.clock.now()
     outcomes: list[_Accepted | RelayError] = []
-    room = _Room(max_messages=MAX_BATCH_ITEMS, max_bytes=services.limits.max_batch_bytes)
+    room = _Room(max_messages=MAX_BATCH_ITEMS, max_bytes=caller.limits.max_batch_bytes)
     for index, (item, target) in enumerate(zip(items, targets, strict=True), start=1):
         try:
             accepted = _accepted(services, caller, item, target, groups, caller_ip, now)
@@ -231,7 +231,7 @@ def _accepted(
         body=(item.body or "").encode(),
         caller_ip=caller_ip,
         now=now,
-        limits=services.limits,
+        limits=caller.limits,
     )
     return _Accepted(messages_of(services, caller, draft, to, now), several=not isinstance(to, str))
 
