@@ -5,7 +5,7 @@ one transaction, durable when it returns; when it raises `Unavailable` nothing i
 caller may repeat it. Each role is what one consumer needs; `Storage` is all of them.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -64,11 +64,13 @@ class DueSchedule(Struct, frozen=True, kw_only=True):
     """A schedule whose next tick has come, and whether messages of its last run are still unfinished.
 
     `group` is the URL group that its draft names, as it is now; None when it does not exist, or none is named.
+    `disabled`: its tenant is.
     """
 
     schedule: Schedule
     in_progress: bool
     group: UrlGroup | None = None
+    disabled: bool = False
 
 
 class Firing(Struct, frozen=True, kw_only=True):
@@ -92,10 +94,14 @@ class ScheduleView(Struct, frozen=True, kw_only=True):
 
 
 class Retention(Struct, frozen=True, kw_only=True):
-    """Instants before which things may be forgotten."""
+    """Instants before which things may be forgotten; `own` holds those of tenants that differ from the others."""
 
     events_before: int
     dead_letters_before: int
+    own: Mapping[TenantId, "Retention"] = {}
+
+    def of(self, tenant: TenantId) -> "Retention":
+        return self.own.get(tenant, self)
 
 
 class Stats(Struct, frozen=True, kw_only=True):
