@@ -280,6 +280,11 @@ class Config:
 _FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 
 
+def parsed(name: str, value: str) -> Any:
+    """A value of the setting with this field name, spelled like its variable; `ValueError` says what is wrong."""
+    return _FIELDS[name].metadata["parse"](value.strip())
+
+
 def _variable(name: str) -> str:
     """Units are part of our names and of the values people write, so variables go without them."""
     return PREFIX + name.removesuffix("_ms").upper()
@@ -314,7 +319,7 @@ def load(
     values: dict[str, Any] = {}
     for name, (source, value) in given.items():
         try:
-            values[name] = _FIELDS[name].metadata["parse"](value.strip())
+            values[name] = parsed(name, value)
         except ValueError as problem:
             raise ConfigError(f"{source}: {problem}") from None
     config = Config(**values)

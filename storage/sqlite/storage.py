@@ -78,10 +78,10 @@ async def open_sqlite(url: str, *, node: int = 0, migrate: bool = True) -> "Sqli
         temporary = tempfile.TemporaryDirectory(prefix="relay-", ignore_cleanup_errors=True)
         path = Path(temporary.name) / "relay.db"
     else:
-        path = _file_of(url)
+        path = file_of(url)
     lock = None
     try:
-        lock = _lock(path)
+        lock = lock_file(path)
         first = await asyncio.to_thread(_prepare, path, migrate)
         return SqliteStorage(path, node=node, first=first, lock=lock, temporary=temporary)
     except BaseException as error:
@@ -486,12 +486,12 @@ def _oldest_due() -> Script[int | None]:
     return rows[0][0] if rows else None
 
 
-def _file_of(url: str) -> Path:
+def file_of(url: str) -> Path:
     """The file itself: whoever comes by a symbolic link must find the same lock."""
     return Path(os.path.realpath(url.removeprefix("sqlite:///")))
 
 
-def _lock(path: Path) -> int:
+def lock_file(path: Path) -> int:
     """Hold `<file>.lock` for as long as this process uses the file: one file has one writing process.
 
     The kernel lets go when the process ends, however it ends. Command-line readers need no lock. `path` has no
