@@ -9,11 +9,19 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Protocol
+
+from msgspec.structs import replace
 
 from relay.config import Config
 from relay.domain.message import TenantId
 from relay.domain.tenant import Principal, Tenant
-from storage.protocol import CannotOpen, Catalog
+from storage.protocol import Accounts, CannotOpen, Catalog
+
+
+class Store(Catalog, Accounts, Protocol):
+    """The roles of storage that know accounts."""
+
 
 DEFAULT_TENANT = TenantId(1)
 _GENERATED = "generated_token"
@@ -102,7 +110,7 @@ async def development(catalog: Catalog, *, now: int) -> Credentials:
 
 
 async def production(
-    catalog: Catalog,
+    catalog: Store,
     config: Config,
     *,
     now: int,
@@ -112,9 +120,10 @@ async def production(
     """The one account of a relay with a single tenant, made on the first start.
 
     The configuration says which tokens exist: a configured one replaces all others at once, one that was taken
-    out of the configuration stops working, and without a configured full token there is a generated one.
-    Configured keys are taken over when they are new to this database; while the configuration stays as it is,
-    a rotation by the API is what counts. Killed half-way, the next start does the rest.
+    out of the configuration stops working, and without a configured full token there is a generated one, unless
+    an operator has revoked it and issued another. Tokens that an operator issued are left alone. Configured keys
+    are taken over when they are new to this database; while the configuration stays as it is, a rotation by the
+    API is what counts. Killed half-way, the next start does the rest.
 
     What `development` let into this database is let out: published tokens, and published keys that are not
     configured.
@@ -131,12 +140,7 @@ async def production(
     if config.current_signing_key and config.next_signing_key:
         configured = token_hash(f"{config.current_signing_key} {config.next_signing_key}").hex()
         if await catalog.setting("configured_keys") != configured:
-            tenant = Tenant(
-                id=tenant.id,
-                user_id=tenant.user_id,
-                current_key=config.current_signing_key,
-                next_key=config.next_signing_key,
-            )
+            tenant = replace(tenant, current_key=config.current_signing_key, next_key=config.next_signing_key)
             await catalog.put_tenant(tenant, now=now)
             await catalog.put_setting("configured_keys", configured)
     if stored is None:
@@ -145,7 +149,10 @@ async def production(
     token, told = config.token, None
     if token is None:
         generated = await catalog.setting(_GENERATED)
-        if generated is not None and await catalog.principal(bytes.fromhex(generated)) is not None:
+        if generated is not None and (
+            await catalog.principal(bytes.fromhex(generated)) is not None
+            or await _has_issued(catalog, tenant.id, now=now)
+        ):
             await catalog.delete_tokens(tenant.id, read_only=False, keep=bytes.fromhex(generated))
             return Credentials(token=None, current_key=tenant.current_key, next_key=tenant.next_key)
         token = told = make_token(tenant.user_id, fresh_name(""))
@@ -155,6 +162,14 @@ async def production(
         current_key=tenant.current_key,
         next_key=tenant.next_key,
         untold_keys=told is None and stored is None and config.current_signing_key is None,
+    )
+
+
+async def _has_issued(catalog: Store, tenant: TenantId, *, now: int) -> bool:
+    """Whether an operator has issued a full token that still works."""
+    return any(
+        token.issued and not token.read_only and (token.expires_at is None or now < token.expires_at)
+        for token in await catalog.tokens(tenant)
     )
 
 
@@ -184,8 +199,7 @@ async def _retire_published(
             current_key, next_key = (
                 fresh_key() if key in known else key for key in (tenant.current_key, tenant.next_key)
             )
-            fresh = Tenant(id=id, user_id=tenant.user_id, current_key=current_key, next_key=next_key)
-            await catalog.put_tenant(fresh, now=now)
+            await catalog.put_tenant(replace(tenant, current_key=current_key, next_key=next_key), now=now)
 
 
 async def remember_shown(catalog: Catalog, credentials: Credentials) -> None:

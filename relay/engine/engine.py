@@ -353,6 +353,7 @@ class Engine:
         message = claim.message
         held_until = await self._signer.held_until(message.tenant)
         if held_until is not None:
+            self._log.info("delivery.held", message=text_of("msg_", message.id), due_at=held_until)
             return released(claim, now=self._clock.now(), due_at=held_until)
         if is_last_chance(claim):
             await self._until_alone()
