@@ -20,7 +20,7 @@ async def create(accounts: Accounts, name: str, *, now: int, fresh_key: Callable
     """A tenant with keys of its own, and no token yet. Raises `Invalid` for a name that is taken, or is none."""
     if not _NAME.fullmatch(name):
         raise Invalid("NAME", f"{quoted(name)} is not 1 to 64 letters, digits, dots, dashes or underscores")
-    tenant = await accounts.create_tenant(name, current_key=fresh_key(), next_key=fresh_key(), now=now)
+    tenant = await accounts.add_tenant(name, current_key=fresh_key(), next_key=fresh_key(), now=now)
     if tenant is None:
         raise Invalid("NAME", f"there is a tenant {quoted(name)} already")
     return tenant
@@ -92,7 +92,7 @@ async def revoke(accounts: Accounts, id: str) -> tuple[Tenant, Token]:
     found = [(tenant, token) for tenant, token in await tokens(accounts, None) if token_id(token) == id]
     if len(found) > 1:
         raise Invalid("TOKEN", f"{quoted(id)} names {len(found)} tokens")
-    if not found or not await accounts.revoke_token(found[0][1].hash):
+    if not found or not await accounts.delete_token(found[0][1].hash):
         raise NotFound(f"token {quoted(id)}")
     return found[0]
 

@@ -22,7 +22,9 @@ ALLOWED: dict[str, frozenset[str]] = {
     "relay/log": frozenset({"orjson"}),
     "relay/metrics": frozenset({"prometheus_client"}),
     "relay/config": frozenset({"relay.domain"}),
-    "relay/accounts": frozenset({"relay.config", "relay.domain", "storage.protocol", "msgspec"}),
+    "relay/accounts": frozenset(
+        {"relay.clock", "relay.config", "relay.domain", "storage.protocol", "msgspec"}
+    ),
     "relay/tenancy": frozenset({"relay.accounts", "relay.domain", "storage.protocol", "msgspec"}),
     "relay/greeting": frozenset({"relay.accounts"}),
     "relay/merge": frozenset({"prometheus_client"}),

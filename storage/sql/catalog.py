@@ -64,7 +64,7 @@ def issue_token(token: Token) -> Script[None]:
     yield Query(f"INSERT INTO tokens ({TOKEN_COLUMNS}) VALUES {bind.several(token_row(token))}", bind.values)
 
 
-def revoke_token(token_hash: bytes) -> Script[bool]:
+def delete_token(token_hash: bytes) -> Script[bool]:
     rows = yield Query("DELETE FROM tokens WHERE hash = ?1 RETURNING 1", (token_hash,))
     return bool(rows)
 
@@ -90,7 +90,7 @@ def put_tenant(tenant: Tenant, *, now: int) -> Script[None]:
     )
 
 
-def create_tenant(user_id: str, *, current_key: str, next_key: str, now: int) -> Script[Tenant | None]:
+def add_tenant(user_id: str, *, current_key: str, next_key: str, now: int) -> Script[Tenant | None]:
     """Two that are created at once meet at the number both would take: one of them looks again."""
     while not (yield Query("SELECT 1 FROM tenants WHERE user_id = ?1", (user_id,))):
         rows = yield Query(
@@ -128,6 +128,30 @@ def put_disabled(number: TenantId, *, at: int | None) -> Script[bool]:
     return bool(rows)
 
 
+def create_tenant(new: Tenant, *, now: int) -> Script[Tenant]:
+    """In a transaction: whoever comes second waits at the first statement, and reads what the first has written."""
+    yield Query(
+        """
+        INSERT INTO tenants (id, user_id, current_key, next_key, created_at) VALUES (?1, ?2, ?3, ?4, ?5)
+        ON CONFLICT (id) DO NOTHING
+        """,
+        (new.id, new.user_id, new.current_key, new.next_key, now),
+    )
+    stored = yield from tenant(new.id)
+    return stored or new
+
+
+def swap_keys(old: Tenant, *, current_key: str, next_key: str) -> Script[bool]:
+    rows = yield Query(
+        """
+        UPDATE tenants SET current_key = ?4, next_key = ?5
+        WHERE id = ?1 AND current_key = ?2 AND next_key = ?3 RETURNING 1
+        """,
+        (old.id, old.current_key, old.next_key, current_key, next_key),
+    )
+    return bool(rows)
+
+
 def rotate_keys(number: TenantId, *, fresh: str) -> Script[Tenant | None]:
     """One statement: a crash leaves both keys or neither moved."""
     rows = yield Query(
@@ -151,3 +175,16 @@ def put_setting(name: str, value: str) -> Script[None]:
         " ON CONFLICT (name) DO UPDATE SET value = excluded.value",
         (name, value),
     )
+
+
+def swap_setting(name: str, *, old: str | None, new: str) -> Script[bool]:
+    if old is None:
+        rows = yield Query(
+            "INSERT INTO settings (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO NOTHING RETURNING 1",
+            (name, new),
+        )
+    else:
+        rows = yield Query(
+            "UPDATE settings SET value = ?2 WHERE name = ?1 AND value = ?3 RETURNING 1", (name, new, old)
+        )
+    return bool(rows)

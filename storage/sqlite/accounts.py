@@ -70,11 +70,9 @@ class SqliteAccounts:
     async def tenants(self) -> Sequence[Tenant]:
         return await self._run(catalog.tenants)
 
-    async def create_tenant(
-        self, user_id: str, *, current_key: str, next_key: str, now: int
-    ) -> Tenant | None:
+    async def add_tenant(self, user_id: str, *, current_key: str, next_key: str, now: int) -> Tenant | None:
         return await self._run(
-            lambda: catalog.create_tenant(user_id, current_key=current_key, next_key=next_key, now=now)
+            lambda: catalog.add_tenant(user_id, current_key=current_key, next_key=next_key, now=now)
         )
 
     async def put_limits(self, tenant: TenantId, limits: TenantLimits) -> bool:
@@ -89,8 +87,8 @@ class SqliteAccounts:
     async def issue_token(self, token: Token) -> None:
         await self._run(lambda: catalog.issue_token(token))
 
-    async def revoke_token(self, token_hash: bytes) -> bool:
-        return await self._run(lambda: catalog.revoke_token(token_hash))
+    async def delete_token(self, token_hash: bytes) -> bool:
+        return await self._run(lambda: catalog.delete_token(token_hash))
 
     async def setting(self, name: str) -> str | None:
         return await self._run(lambda: catalog.setting(name))

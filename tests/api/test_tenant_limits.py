@@ -11,6 +11,12 @@ from tests.builders import TENANT
 URL = "https://example.com/hook"
 CRON = {"Upstash-Cron": "@daily"}
 LARGE = b"x" * 101
+DOORS: tuple[tuple[str, dict[str, str]], ...] = (
+    (f"/v2/publish/{URL}", {}),
+    (f"/v2/enqueue/queue/{URL}", {}),
+    (f"/v2/schedules/{URL}", CRON),
+    (f"/v2/publish/{URL}", CRON),
+)
 
 
 async def limit(rig: Rig, limits: TenantLimits) -> None:
@@ -29,11 +35,7 @@ async def batch(rig: Rig, body: str = "", **headers: str) -> Reply:
 
 async def test_a_message_is_as_large_as_its_account_may_send(rig: Rig) -> None:
     await limit(rig, TenantLimits(max_message_bytes=100))
-    for path, headers in (
-        (f"/v2/publish/{URL}", {}),
-        (f"/v2/schedules/{URL}", CRON),
-        (f"/v2/publish/{URL}", CRON),
-    ):
+    for path, headers in DOORS:
         refused = await rig.call("POST", path, headers=headers, body=LARGE)
         assert refused.status == 413
         assert "100" in refused.error
@@ -73,17 +75,15 @@ async def test_an_account_may_send_more_than_others_but_never_what_could_not_be_
 async def test_retries_are_bounded_by_the_account_at_every_door(rig: Rig) -> None:
     _, dlq_id = await rig.dead_letter()
     await limit(rig, TenantLimits(max_retries=2))
-    doors = (f"/v2/publish/{URL}", f"/v2/schedules/{URL}", f"/v2/dlq/retry/{dlq_id}")
-    for path in doors:
+    doors = (*DOORS, (f"/v2/dlq/retry/{dlq_id}", {}))
+    for path, headers in doors:
         for name in ("Upstash-Retries", "Upstash-Callback-Retries"):
-            headers = {**CRON} if "schedules" in path else {}
-            headers |= {"Upstash-Callback": URL, name: "3"}
-            refused = await rig.call("POST", path, headers=headers)
+            asked = {**headers, "Upstash-Callback": URL, name: "3"}
+            refused = await rig.call("POST", path, headers=asked)
             assert refused.status == 412
             assert refused.error.startswith(name)
             assert "2 retries" in refused.error
-    for path in doors:
-        headers = {**CRON} if "schedules" in path else {}
+    for path, headers in doors:
         assert (await rig.call("POST", path, headers={**headers, "Upstash-Retries": "2"})).status in (
             200,
             201,

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
 from msgspec.structs import replace
 
 from relay.domain.message import TenantId
@@ -59,6 +60,28 @@ async def test_a_tenant_is_created_and_replaced(storage: Storage) -> None:
     assert await storage.tenants() == [a_tenant("renamed"), other]
 
 
+async def test_of_several_that_create_a_tenant_at_once_one_does_and_all_learn_which(storage: Storage) -> None:
+    learned = await asyncio.gather(*(storage.create_tenant(a_tenant(f"u{n}"), now=NOW) for n in range(4)))
+    stored = await storage.tenant(TENANT)
+    assert stored in [a_tenant(f"u{n}") for n in range(4)]
+    assert learned == [stored] * 4
+    assert await storage.create_tenant(a_tenant("late"), now=NOW) == stored
+
+
+async def test_keys_are_swapped_only_for_those_that_were_read(storage: Storage) -> None:
+    old = a_tenant()
+    assert not await storage.swap_keys(old, current_key="a", next_key="b")
+    await storage.put_tenant(old, now=NOW)
+    swapped = await asyncio.gather(
+        *(storage.swap_keys(old, current_key=f"a{n}", next_key=f"b{n}") for n in range(3))
+    )
+    assert sorted(swapped) == [False, False, True]
+    winner = swapped.index(True)
+    assert await storage.tenant(TENANT) == Tenant(
+        id=TENANT, user_id="user", current_key=f"a{winner}", next_key=f"b{winner}"
+    )
+
+
 async def test_a_rotation_moves_the_next_key_up(storage: Storage) -> None:
     assert await storage.rotate_keys(TENANT, fresh="sig_3") is None
     await storage.put_tenant(a_tenant(), now=NOW)
@@ -85,6 +108,25 @@ async def test_settings_are_kept_and_replaced(
     assert await (await reopen()).setting("name") == "two"
 
 
+@pytest.mark.parametrize("old", [None, "old"])
+async def test_of_several_that_swap_a_setting_at_once_one_does(storage: Storage, old: str | None) -> None:
+    if old is not None:
+        assert not await storage.swap_setting("name", old=old, new="new")
+        await storage.put_setting("name", old)
+    swapped = await asyncio.gather(*(storage.swap_setting("name", old=old, new=f"new {n}") for n in range(4)))
+    assert sorted(swapped) == [False, False, False, True]
+    assert await storage.setting("name") == f"new {swapped.index(True)}"
+
+
+async def test_one_token_is_forgotten_and_no_other(storage: Storage) -> None:
+    for one in (HASH, OTHER_HASH):
+        await storage.put_token(one, Principal(tenant=TENANT), now=NOW)
+    await storage.delete_token(HASH)
+    await storage.delete_token(THIRD_HASH)
+    assert await storage.principal(HASH) is None
+    assert await storage.principal(OTHER_HASH) is not None
+
+
 async def test_a_ping_is_a_commit_and_leaves_no_trace_for_others(storage: Storage) -> None:
     await storage.ping()
     await storage.ping()
@@ -100,7 +142,7 @@ def a_token(hash_: bytes = HASH, *, tenant: TenantId = TENANT, created_at: int =
 
 
 async def create(storage: Storage, user_id: str = "acme") -> Tenant:
-    tenant = await storage.create_tenant(user_id, current_key="sig_1", next_key="sig_2", now=NOW)
+    tenant = await storage.add_tenant(user_id, current_key="sig_1", next_key="sig_2", now=NOW)
     assert tenant is not None
     return tenant
 
@@ -114,7 +156,7 @@ async def test_a_created_tenant_has_a_number_no_start_will_give_away(storage: St
 
 async def test_a_name_is_one_tenants(storage: Storage) -> None:
     await storage.put_tenant(a_tenant("acme"), now=NOW)
-    assert await storage.create_tenant("acme", current_key="a", next_key="b", now=NOW) is None
+    assert await storage.add_tenant("acme", current_key="a", next_key="b", now=NOW) is None
     assert await storage.tenants() == [a_tenant("acme")]
 
 
@@ -123,7 +165,7 @@ async def test_of_many_created_at_once_each_has_its_own_number_and_a_name_goes_t
 ) -> None:
     names = ["acme", "umbrella", "acme", "initech", "umbrella", "acme"]
     created = await asyncio.gather(
-        *(storage.create_tenant(name, current_key="a", next_key="b", now=NOW) for name in names)
+        *(storage.add_tenant(name, current_key="a", next_key="b", now=NOW) for name in names)
     )
     tenants = await storage.tenants()
     assert sorted(tenant.user_id for tenant in tenants) == ["acme", "initech", "umbrella"]
@@ -179,9 +221,9 @@ async def test_a_revoked_token_speaks_for_nobody(storage: Storage) -> None:
     await storage.issue_token(a_token())
     await storage.put_token(OTHER_HASH, Principal(tenant=TENANT), now=NOW)
     for one in (HASH, OTHER_HASH):
-        assert await storage.revoke_token(one)
+        assert await storage.delete_token(one)
         assert await storage.principal(one) is None
-        assert not await storage.revoke_token(one)
+        assert not await storage.delete_token(one)
     assert list(await storage.tokens(TENANT)) == []
 
 

@@ -328,7 +328,7 @@ async def test_schedules_of_different_tenants_do_not_meet(storage: Storage) -> N
 
 
 async def test_a_due_schedule_of_a_disabled_tenant_says_so(storage: Storage) -> None:
-    theirs = await storage.create_tenant("acme", current_key="sig_1", next_key="sig_2", now=NOW)
+    theirs = await storage.add_tenant("acme", current_key="sig_1", next_key="sig_2", now=NOW)
     assert theirs is not None
     await storage.put_schedule(a_schedule(), limit=MANY)
     await storage.put_schedule(replace(a_schedule(), tenant=theirs.id), limit=MANY)

@@ -36,7 +36,7 @@ async def test_what_is_written_beside_a_relay_is_there_for_it_at_once_and_the_ot
     relay = await open_sqlite(str(path))
     accounts = await beside(path)
     for number in range(20):
-        tenant = await accounts.create_tenant(f"t{number}", current_key="a", next_key="b", now=NOW)
+        tenant = await accounts.add_tenant(f"t{number}", current_key="a", next_key="b", now=NOW)
         assert tenant is not None
         assert await relay.tenant(tenant.id) == tenant
         await accept(relay, a_message())
@@ -63,7 +63,7 @@ async def test_a_command_leaves_the_log_to_the_relay(path: Path) -> None:
     accounts = await beside(path)
     before = path.read_bytes()
     for number in range(20):
-        await accounts.create_tenant(f"t{number}", current_key="a", next_key="b", now=NOW)
+        await accounts.add_tenant(f"t{number}", current_key="a", next_key="b", now=NOW)
     await accounts.close()
     assert path.read_bytes() == before
     await relay.close()

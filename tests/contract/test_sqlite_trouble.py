@@ -123,6 +123,7 @@ async def test_a_database_of_an_earlier_version_is_migrated_with_what_it_holds(p
         Token(hash=HASH, tenant=TENANT, read_only=True, created_at=NOW, issued=False)
     ]
     assert await storage.url_groups(TENANT) == []
+    assert await storage.queues(TENANT) == []
     await storage.close()
 
 

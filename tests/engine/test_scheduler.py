@@ -156,7 +156,7 @@ async def test_the_delay_of_a_schedule_delays_each_message_and_not_its_ticks(sto
 async def test_a_disabled_tenants_ticks_pass_without_a_message_and_are_not_caught_up(
     storage: Storage,
 ) -> None:
-    theirs = await storage.create_tenant("acme", current_key="sig_1", next_key="sig_2", now=NOW)
+    theirs = await storage.add_tenant("acme", current_key="sig_1", next_key="sig_2", now=NOW)
     assert theirs is not None
     await put(storage, tenant=theirs.id, catch_up=CatchUp.ALL)
     await put(storage)

@@ -101,7 +101,7 @@ async def test_nobody_signs_for_an_account_that_does_not_exist(storage: Storage)
 
 async def test_each_account_signs_with_its_own_keys_and_rotates_them_alone(storage: Storage) -> None:
     theirs = tuple(f"sig_{word:0<28}" for word in ("theirfirst", "theirsecond"))
-    other = await storage.create_tenant("acme", current_key=theirs[0], next_key=theirs[1], now=NOW)
+    other = await storage.add_tenant("acme", current_key=theirs[0], next_key=theirs[1], now=NOW)
     assert other is not None
     clock = FakeClock(NOW)
     signer = a_signer(storage, clock)
