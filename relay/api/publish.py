@@ -56,7 +56,7 @@ _BATCH: msgspec.json.Decoder[list[BatchItem]] = msgspec.json.Decoder(
 
 
 async def create(services: Services, caller: Caller, request: web.Request) -> Answer:
-    body = await services.bodies.read(request, services.limits.max_message_bytes, "the message body")
+    body = await services.bodies.read(request, caller.limits.max_message_bytes, "the message body")
     return await publish(services, caller, request.raw_path, headers_of(request), body, request.remote)
 
 
@@ -90,7 +90,7 @@ async def publish(
         body=body,
         caller_ip=caller_ip,
         now=now,
-        limits=services.limits,
+        limits=caller.limits,
         config=target.config,
         authorization_is_ours=caller.authorization_is_ours,
     )
@@ -107,7 +107,7 @@ async def publish(
 
 
 async def enqueue(services: Services, caller: Caller, request: web.Request) -> Answer:
-    body = await services.bodies.read(request, services.limits.max_message_bytes, "the message body")
+    body = await services.bodies.read(request, caller.limits.max_message_bytes, "the message body")
     queue, prefix = split_queue(request.raw_path, ENQUEUE_PREFIX)
     return await publish(
         services,
@@ -122,7 +122,7 @@ async def enqueue(services: Services, caller: Caller, request: web.Request) -> A
 
 
 async def create_batch(services: Services, caller: Caller, request: web.Request) -> Answer:
-    body = await services.bodies.read(request, services.limits.max_batch_bytes, "the batch")
+    body = await services.bodies.read(request, caller.limits.max_batch_bytes, "the batch")
     return await publish_batch(services, caller, headers_of(request), body, request.remote)
 
 
@@ -144,7 +144,7 @@ async def publish_batch(
     rooms = await queue_room(services, caller, {item.queue for item in items if item.queue is not None})
     now = services.clock.now()
     outcomes: list[_Accepted | RelayError] = []
-    room = _Room(max_messages=MAX_BATCH_ITEMS, max_bytes=services.limits.max_batch_bytes)
+    room = _Room(max_messages=MAX_BATCH_ITEMS, max_bytes=caller.limits.max_batch_bytes)
     for index, (item, target) in enumerate(zip(items, targets, strict=True), start=1):
         try:
             accepted = _accepted(services, caller, item, target, groups, rooms, caller_ip, now)
@@ -263,7 +263,7 @@ def _accepted(
         body=(item.body or "").encode(),
         caller_ip=caller_ip,
         now=now,
-        limits=services.limits,
+        limits=caller.limits,
     )
     if item.queue is not None:
         rooms.require(item.queue)

@@ -18,6 +18,8 @@ from relay.cli import (
     queues,
     schedules,
     serve,
+    tenants,
+    tokens,
     url_groups,
 )
 from relay.cli.commands import Commands
@@ -71,7 +73,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = Commands(top, "COMMAND", overview=True)
     for module in (
-        serve, publish, messages, logs, schedules, queues, url_groups, flow_control, dlq, keys, copy,
+        serve, publish, messages, logs, schedules, queues, url_groups, flow_control, dlq, keys, tenants,
+        tokens, copy,
     ):  # fmt: skip
         module.register(commands)
     top.epilog = commands.describe()

@@ -67,7 +67,9 @@ class Sends(Protocol):
 
 
 class Signs(Protocol):
-    """Signs for a tenant, with the key that is current now."""
+    """Signs for a tenant, with the key that is current now, unless its deliveries are held."""
+
+    async def held_until(self, tenant: TenantId) -> int | None: ...
 
     async def sign(self, tenant: TenantId, *, url: str, body: bytes) -> str: ...
 
@@ -438,9 +440,13 @@ class Engine:
         self._report(settlement)
 
     async def _deliver(self, claim: Claim) -> Settlement:
+        message = claim.message
+        held_until = await self._signer.held_until(message.tenant)
+        if held_until is not None:
+            self._log.info("delivery.held", message=text_of("msg_", message.id), due_at=held_until)
+            return released(claim, now=self._clock.now(), due_at=held_until)
         if is_last_chance(claim):
             await self._until_alone()
-        message = claim.message
         request = message.request
         signature = await self._signer.sign(message.tenant, url=request.url, body=request.body)
         attempt = await self._sender.send(

@@ -29,7 +29,7 @@ def test_the_overview_names_every_command_in_its_group_and_every_exit_code(
     ]
     assert groups == sorted(groups)
     commands = ("dev", "serve", "publish", "messages", "logs", "schedules", "queues", "url-groups",
-                "flow-control", "dlq", "keys")  # fmt: skip
+                "flow-control", "dlq", "keys", "tenants", "tokens")  # fmt: skip
     assert [name for name in commands if f"\n  {name} " not in words] == []
     assert [code for code in (0, 1, 2, 3, 4, 130) if f"\n  {code} " not in words] == []
 

@@ -25,6 +25,9 @@ _PATIENCE_S = 60
 
 
 class Unsigned:
+    async def held_until(self, tenant: TenantId) -> int | None:
+        return None
+
     async def sign(self, tenant: TenantId, *, url: str, body: bytes) -> str:
         return "signature"
 
