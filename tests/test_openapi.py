@@ -189,6 +189,12 @@ async def successes(rig: Rig) -> None:
         "Upstash-Failure-Callback": "https://example.com/failed",
         "Upstash-Failure-Callback-Forward-X": "y",
     }
+    for path in ("/openapi.yaml", "/docs", "/docs/start.js"):
+        reply = await rig.call("GET", path)
+        assert reply.status == 200
+        known = {"If-None-Match": reply.headers["ETag"]}
+        assert (await rig.call("GET", path, headers=known)).status == 304
+    assert (await rig.call("GET", "/docs/")).status == 308
     for path in ("/healthz", "/readyz", "/metrics", "/v2/keys", "/v2/schedules", "/v2/dlq"):
         assert (await rig.call("GET", path)).status == 200
     schedule_id = await rig.schedule(headers=every_setting, body=b"text")
@@ -262,6 +268,7 @@ async def refusals(rig: Rig) -> None:
         "dlq_id": "1-1",
         "name": "nobody",
     }
+    assert (await rig.call("GET", "/docs/nothing.js", token=None)).status == 404
     made_or_deleted_anyway = (("POST", ENDPOINTS), ("DELETE", "/v2/topics/{name}"))
     for method, template in EVERYTHING:
         target = template.format(**unknown)

@@ -166,7 +166,9 @@ class Rig:
         # A connection leaves the fast lane with the first request that is none of its: publishes have their own.
         session = self._publishing_session if target.startswith(PREFIX) else self._session
         data = BytesIO(body) if isinstance(body, bytes) else body
-        async with session.request(method, url, data=data, headers=sent) as response:
+        async with session.request(
+            method, url, data=data, headers=sent, allow_redirects=False
+        ) as response:
             reply = Reply(response.status, response.headers, await response.read())
         self._check_lane(reply)
         return reply
@@ -376,7 +378,8 @@ class Rig:
         assert isinstance(response.body, bytes)
         resource = request.match_info.route.resource
         path = "" if resource is None else resource.canonical
-        path = ALIASES.get(path, path.rstrip("/"))
+        if path not in self.specification.document["paths"]:
+            path = ALIASES.get(path, path.rstrip("/"))
         body, status = response.body, response.status
         if resource is None or path.removesuffix("/{rest}") in NOT_OFFERED:
             expected = (404, 405) if resource is None else (400,)

@@ -57,7 +57,7 @@ class Specification:
         """Every member of every object that some response may hold."""
         found: set[str] = set()
         for method, path, status in self.promised():
-            for media in self._response(method, path, status)["content"].values():
+            for media in self._response(method, path, status).get("content", {}).values():
                 self._note(media["schema"], found)
         return found
 
@@ -66,8 +66,12 @@ class Specification:
         here = f"{method} {path} {status}"
         if (method, path, status) not in self.promised():
             return [f"{here} is not described"]
+        described = self._response(method, path, status)
+        if "content" not in described:
+            self.answered.add((method, path, status))
+            return [f"{here}: a body is not described"] if body else []
         media_type = content_type.partition(";")[0]
-        media = self._response(method, path, status)["content"].get(media_type)
+        media = described["content"].get(media_type)
         if media is None:
             return [f"{here}: {media_type} is not described"]
         self.answered.add((method, path, status))
@@ -90,7 +94,7 @@ class Specification:
             if "requestBody" in operation:
                 holders.append(self._resolved(operation["requestBody"]))
             for holder in holders:
-                for media in holder["content"].values():
+                for media in holder.get("content", {}).values():
                     if "example" in media:
                         yield f"{method} {path}", media["schema"], media["example"]
 
