@@ -5,6 +5,7 @@ value stops the start with one sentence. `python -m relay.config` prints `deploy
 """
 
 import dataclasses
+import difflib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -305,7 +306,7 @@ def load(
         if _SERVICE_LINK.fullmatch(variable):
             continue
         if variable not in _VARIABLES:
-            raise ConfigError(f"{variable} is not a setting of the relay; see deploy/relay.env.example")
+            raise ConfigError(f"{variable} is not a setting of the relay; {_meant(variable)}")
         if value:
             given[_VARIABLES[variable]] = (variable, value)
     for name, value in (flags or {}).items():
@@ -338,6 +339,12 @@ def load(
     if config.default_timeout_ms > config.max_timeout_ms:
         raise ConfigError("RELAY_DEFAULT_TIMEOUT must not be longer than RELAY_MAX_TIMEOUT")
     return config
+
+
+def _meant(variable: str) -> str:
+    names = [known.removeprefix(PREFIX) for known in _VARIABLES]
+    close = difflib.get_close_matches(variable.removeprefix(PREFIX), names, 1)
+    return f"did you mean {PREFIX}{close[0]}?" if close else "see deploy/relay.env.example"
 
 
 def example() -> str:

@@ -247,6 +247,10 @@ class Catalog(Protocol):
         """Let this token speak for the principal."""
         ...
 
+    async def delete_token(self, token_hash: bytes) -> None:
+        """Forget one token, whoever it speaks for."""
+        ...
+
     async def delete_tokens(self, tenant: TenantId, *, read_only: bool, keep: bytes | None) -> int:
         """Forget the tenant's tokens of that kind, except the one with hash `keep`; returns how many."""
         ...
@@ -259,6 +263,14 @@ class Catalog(Protocol):
         """Create, or replace the user id and keys of, the tenant with this number."""
         ...
 
+    async def create_tenant(self, tenant: Tenant, *, now: int) -> Tenant:
+        """Create it unless there is one with this number; what is stored is the answer to all who try at once."""
+        ...
+
+    async def swap_keys(self, old: Tenant, *, current_key: str, next_key: str) -> bool:
+        """Replace the keys of a tenant if they are those of `old`. False: they are others by now, or it is gone."""
+        ...
+
     async def rotate_keys(self, tenant: TenantId, *, fresh: str) -> Tenant | None:
         """current := next, next := fresh, in one statement, so that two rotations are two rotations."""
         ...
@@ -266,6 +278,10 @@ class Catalog(Protocol):
     async def setting(self, name: str) -> str | None: ...
 
     async def put_setting(self, name: str, value: str) -> None: ...
+
+    async def swap_setting(self, name: str, *, old: str | None, new: str) -> bool:
+        """Replace `old`, None for no such setting. False: it is another by now. Of several at once one wins."""
+        ...
 
 
 class Archive(Protocol):

@@ -224,10 +224,10 @@ async def successes(rig: Rig) -> None:
     assert (await rig.call("DELETE", f"/v2/messages/{waiting}")).status == 200
     assert (await rig.call("DELETE", "/v2/messages")).status == 200
     assert (await rig.call("DELETE", f"/v2/schedules/{schedule_id}")).status == 200
-    for body in (b"text", b"\xff"):
+    for status, body in ((404, b"text"), (404, b"\xff"), (None, b"")):
         for _ in range(4):
             await rig.publish(headers={"Upstash-Retries": "0"})
-        await rig.attempt(404, headers=(("a", "b"),), body=body)
+        await rig.attempt(status, headers=(("a", "b"),), body=body, error=None if status else "refused")
     ids = await rig.dead_letter_ids()
     assert "cursor" in (await rig.call("GET", "/v2/dlq?count=1")).json
     assert (await rig.call("GET", f"/v2/dlq/{ids[0]}")).status == 200

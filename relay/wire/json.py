@@ -74,11 +74,12 @@ def message_json(message: Message) -> Json:
 
 
 def dead_letter_json(dead_letter: DeadLetter) -> Json:
-    """The message with its last attempt; a `responseStatus` of 0 says that there was no answer."""
+    """The message with its last attempt; a `responseStatus` of 0 says that there was no answer, `error` why."""
     attempt = dead_letter.attempt
     shown = message_json(dead_letter.message)
     shown["dlqId"] = dead_letter_text(dead_letter.id)
     shown["responseStatus"] = attempt.status or 0
+    _put(shown, "error", attempt.error and readable(attempt.error))
     _put(shown, "responseHeader", _headers(attempt.headers, _NO_REDACTION))
     if attempt.body:
         text = _utf8(attempt.body)

@@ -11,7 +11,7 @@ from typing import TypeVar
 from msgspec import Struct
 
 from relay.domain.cron import Cron
-from relay.domain.duration import parse_duration
+from relay.domain.duration import format_duration, parse_duration
 from relay.domain.errors import quoted
 from relay.domain.expression import RetryDelay
 from relay.domain.message import METHODS, FlowControl, Redaction
@@ -91,7 +91,7 @@ def _timeout(terms: Terms, value: str, context: Context) -> None:
         raise ValueError("must be longer than nothing")
     if terms.timeout_ms > context.limits.max_timeout_ms:
         raise AboveLimitError(
-            f"{quoted(value)} is above the maximum of {context.limits.max_timeout_ms // 1000}s"
+            f"{quoted(value)} is above the maximum of {format_duration(context.limits.max_timeout_ms)}"
         )
 
 
@@ -112,7 +112,7 @@ def _delay(terms: Terms, value: str, context: Context) -> None:
     terms.delay_ms = parse_duration(value)
     if terms.delay_ms > context.limits.max_delay_ms:
         raise AboveLimitError(
-            f"{quoted(value)} is above the maximum of {context.limits.max_delay_ms // 1000}s"
+            f"{quoted(value)} is above the maximum of {format_duration(context.limits.max_delay_ms)}"
         )
 
 
@@ -124,7 +124,7 @@ def _not_before(terms: Terms, value: str, context: Context) -> None:
     terms.not_before = int(seconds) * 1000 + int((fraction + "000")[:3])
     if terms.not_before - context.now > context.limits.max_delay_ms:
         raise AboveLimitError(
-            f"{quoted(value)} is more than the maximum of {context.limits.max_delay_ms // 1000}s from now"
+            f"{quoted(value)} is more than the maximum of {format_duration(context.limits.max_delay_ms)} from now"
         )
 
 

@@ -19,7 +19,7 @@ from relay.ids import Ids, random_name
 from storage.codec import Row
 from storage.postgres import nodes, schema, work
 from storage.postgres.connections import Pool, Server, run, transaction
-from storage.postgres.driver import Connection, Session, target_of
+from storage.postgres.driver import Connection, Session, Target
 from storage.postgres.horizon import Horizon
 from storage.postgres.lane import Lane, Work
 from storage.postgres.nodes import Node
@@ -58,12 +58,13 @@ _SKEW_MS = 30_000
 _FOLD_ROWS = 1_000
 _FOLD_AT_ONCE = 20_000
 
+_NOT_HANDED_BACK = "claims nobody waited for could not be handed back: %s"
+
 _log = logging.getLogger("relay.storage")
 
 
-async def opened(url: str, *, clock: SharedClock, migrate: bool) -> "PostgresStorage":
+async def opened(target: Target, *, clock: SharedClock, migrate: bool) -> "PostgresStorage":
     """See `storage.postgres.open_postgres`."""
-    target = target_of(url)
     server = Server(target)
     connection = await server.connect(_OPENING)
     try:
@@ -302,6 +303,9 @@ class PostgresStorage:
     async def put_token(self, token_hash: bytes, principal: Principal, *, now: int) -> None:
         await self._write(lambda: catalog.put_token(token_hash, principal, now=now))
 
+    async def delete_token(self, token_hash: bytes) -> None:
+        await self._write(lambda: catalog.delete_token(token_hash))
+
     async def delete_tokens(self, tenant: TenantId, *, read_only: bool, keep: bytes | None) -> int:
         return await self._write(lambda: catalog.delete_tokens(tenant, read_only=read_only, keep=keep))
 
@@ -314,6 +318,12 @@ class PostgresStorage:
     async def put_tenant(self, tenant: Tenant, *, now: int) -> None:
         await self._write(lambda: catalog.put_tenant(tenant, now=now))
 
+    async def create_tenant(self, tenant: Tenant, *, now: int) -> Tenant:
+        return await self._write(lambda: catalog.create_tenant(tenant, now=now))
+
+    async def swap_keys(self, old: Tenant, *, current_key: str, next_key: str) -> bool:
+        return await self._write(lambda: catalog.swap_keys(old, current_key=current_key, next_key=next_key))
+
     async def rotate_keys(self, tenant: TenantId, *, fresh: str) -> Tenant | None:
         return await self._write(lambda: catalog.rotate_keys(tenant, fresh=fresh))
 
@@ -322,6 +332,9 @@ class PostgresStorage:
 
     async def put_setting(self, name: str, value: str) -> None:
         await self._write(lambda: catalog.put_setting(name, value))
+
+    async def swap_setting(self, name: str, *, old: str | None, new: str) -> bool:
+        return await self._write(lambda: catalog.swap_setting(name, old=old, new=new))
 
     # Archive
 
@@ -468,15 +481,24 @@ class PostgresStorage:
             wake(due_at)
 
     def _hand_back(self, result: Published | Claimed) -> None:
-        """Whoever asked for claims has gone: hand them back instead of letting their leases run out."""
-        if result.claims and not self._closed:
-            back: Sequence[Settlement] = [released(one, now=one.claimed_at) for one in result.claims]
-            self._settlements.submit(back).add_done_callback(_report)
+        """Whoever asked for claims has gone: hand them back instead of letting their leases run out.
+
+        Closing closes the lane of settlements last, so that what was being claimed then comes back as well.
+        """
+        if not result.claims:
+            return
+        back: Sequence[Settlement] = [released(one, now=one.claimed_at) for one in result.claims]
+        try:
+            future = self._settlements.submit(back)
+        except Unavailable as problem:
+            _log.warning(_NOT_HANDED_BACK, problem)
+        else:
+            future.add_done_callback(_report)
 
 
 def _report(future: "asyncio.Future[Sequence[MessageId]]") -> None:
     if not future.cancelled() and future.exception() is not None:
-        _log.warning("claims nobody waited for could not be handed back: %s", future.exception())
+        _log.warning(_NOT_HANDED_BACK, future.exception())
 
 
 def _depths() -> Script[tuple[int, int, int, int | None]]:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from relay.domain.dead_letter import DeadLetter, DeadLetterId
 from relay.domain.delivery import Lease, Settlement, released
+from relay.domain.errors import Unavailable
 from relay.domain.event import Event
 from relay.domain.message import Headers, Message, MessageId, TenantId
 from relay.domain.schedule import Run, Schedule
@@ -46,6 +47,8 @@ T = TypeVar("T")
 
 #: Counting all rows of a large table.
 _TRANSFER_S = 600.0
+
+_NOT_HANDED_BACK = "claims nobody waited for could not be handed back: %s"
 
 _log = logging.getLogger("relay.storage")
 
@@ -90,8 +93,13 @@ async def open_sqlite(url: str, *, node: int = 0, migrate: bool = True) -> "Sqli
         if temporary is not None:
             temporary.cleanup()
         if isinstance(error, driver.Error):
-            raise driver.translated(error) from error
+            raise _about(path, driver.translated(error)) from error
         raise
+
+
+def _about(path: Path, problem: Exception) -> Exception:
+    """What whoever starts the relay is told; publishers later hear no path."""
+    return Unavailable(f"{path}: {problem}") if isinstance(problem, Unavailable) else problem
 
 
 class _Opened:
@@ -297,6 +305,9 @@ class SqliteStorage:
     async def put_token(self, token_hash: bytes, principal: Principal, *, now: int) -> None:
         await self._write(lambda: catalog.put_token(token_hash, principal, now=now))
 
+    async def delete_token(self, token_hash: bytes) -> None:
+        await self._write(lambda: catalog.delete_token(token_hash))
+
     async def delete_tokens(self, tenant: TenantId, *, read_only: bool, keep: bytes | None) -> int:
         return await self._write(lambda: catalog.delete_tokens(tenant, read_only=read_only, keep=keep))
 
@@ -309,6 +320,12 @@ class SqliteStorage:
     async def put_tenant(self, tenant: Tenant, *, now: int) -> None:
         await self._write(lambda: catalog.put_tenant(tenant, now=now))
 
+    async def create_tenant(self, tenant: Tenant, *, now: int) -> Tenant:
+        return await self._write(lambda: catalog.create_tenant(tenant, now=now))
+
+    async def swap_keys(self, old: Tenant, *, current_key: str, next_key: str) -> bool:
+        return await self._write(lambda: catalog.swap_keys(old, current_key=current_key, next_key=next_key))
+
     async def rotate_keys(self, tenant: TenantId, *, fresh: str) -> Tenant | None:
         return await self._write(lambda: catalog.rotate_keys(tenant, fresh=fresh))
 
@@ -317,6 +334,9 @@ class SqliteStorage:
 
     async def put_setting(self, name: str, value: str) -> None:
         await self._write(lambda: catalog.put_setting(name, value))
+
+    async def swap_setting(self, name: str, *, old: str | None, new: str) -> bool:
+        return await self._write(lambda: catalog.swap_setting(name, old=old, new=new))
 
     # Archive
 
@@ -444,14 +464,20 @@ class SqliteStorage:
 
     def _orphaned(self, result: object) -> None:
         """Whoever asked for claims has gone: hand them back instead of letting their leases run out."""
-        if isinstance(result, Published | Claimed) and result.claims and not self._closed:
-            back: Sequence[Settlement] = [released(one, now=one.claimed_at) for one in result.claims]
-            self._writer.submit(_SETTLE, back).add_done_callback(_report)
+        if not isinstance(result, Published | Claimed) or not result.claims:
+            return
+        back: Sequence[Settlement] = [released(one, now=one.claimed_at) for one in result.claims]
+        try:
+            future = self._writer.submit(_SETTLE, back)
+        except Unavailable as problem:
+            _log.warning(_NOT_HANDED_BACK, problem)
+        else:
+            future.add_done_callback(_report)
 
 
 def _report(future: "asyncio.Future[Any]") -> None:
     if not future.cancelled() and future.exception() is not None:
-        _log.warning("claims nobody waited for could not be handed back: %s", future.exception())
+        _log.warning(_NOT_HANDED_BACK, future.exception())
 
 
 def _oldest_due() -> Script[int | None]:

@@ -107,6 +107,12 @@ async def test_an_unknown_path_is_not_found(rig: Rig, path: str, token: str | No
     assert reply.error.endswith("not found")
 
 
+async def test_a_base_url_that_ends_in_v2_is_told_so(rig: Rig) -> None:
+    reply = await rig.call("POST", "/v2/v2/publish/https://example.com")
+    assert reply.status == 404
+    assert reply.error.endswith(" not found; the URL of a relay (QSTASH_URL) ends without /v2")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [
