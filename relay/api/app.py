@@ -8,10 +8,11 @@ from aiohttp.typedefs import Handler
 from msgspec import Struct
 
 from relay.api import dlq, docs, health, keys, logs, messages, publish, schedules, url_groups
-from relay.api.answer import Answer, error_answer
+from relay.api.answer import Answer
 from relay.api.auth import Caller
 from relay.api.middleware import guard, response_of
 from relay.api.services import Services
+from relay.domain.errors import NotOffered
 
 Endpoint = Callable[[Services, Caller, web.Request], Awaitable[Answer]]
 OpenEndpoint = Callable[[Services, web.Request], Awaitable[Answer]]
@@ -36,8 +37,10 @@ READ, WRITE = Access.READ, Access.WRITE
 
 #: A destination is the raw rest of the request target; aiohttp only has to let it pass, line breaks included.
 _DESTINATION = "{destination:(?s:.*)}"
-#: Told apart from a destination by its characters: no id holds the colon of "https:".
-_ID = "{schedule_id:[A-Za-z0-9._-]+}"
+#: Told apart from a destination by its beginning; the colon of a URL may be encoded.
+_ID = "{schedule_id:(?!(?i:https?(?::|%3A)))[^/]+}"
+#: Told apart from the word that stands in its place where a dead letter is retried.
+_DLQ_ID = "{dlq_id:(?!retry$)[^/]+}"
 
 ROUTES = (
     Route("POST", f"/v2/publish/{_DESTINATION}", WRITE, publish.create),
@@ -63,8 +66,8 @@ ROUTES = (
     Route("DELETE", "/v2/dlq", WRITE, dlq.delete_selected),
     Route("POST", "/v2/dlq/retry", WRITE, dlq.retry_selected),
     Route("POST", "/v2/dlq/retry/{dlq_id}", WRITE, dlq.retry),
-    Route("GET", "/v2/dlq/{dlq_id}", READ, dlq.show),
-    Route("DELETE", "/v2/dlq/{dlq_id}", WRITE, dlq.delete),
+    Route("GET", f"/v2/dlq/{_DLQ_ID}", READ, dlq.show),
+    Route("DELETE", f"/v2/dlq/{_DLQ_ID}", WRITE, dlq.delete),
     Route("GET", "/v2/events", READ, logs.events),
     Route("GET", "/v2/logs", READ, logs.logs),
     Route("GET", "/v2/keys", WRITE, keys.show),
@@ -164,6 +167,6 @@ def _open(services: Services, endpoint: OpenEndpoint) -> Handler:
 
 def _not_offered(path: str) -> Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
-        return response_of(error_answer(400, f"{path} is not offered by this version"))
+        raise NotOffered(path)
 
     return handle

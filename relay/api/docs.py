@@ -1,7 +1,7 @@
 """The API's description, and the page that shows it: files, for browsers and tools, without a token.
 
-Every address in them is relative, so that the page works below whatever path a proxy puts the relay. The page may run,
-ask and show nothing but what this relay serves; a token that is typed into it cannot go elsewhere.
+Every address in them is relative, so that the page works below whatever path a proxy puts the relay. The page may
+run, ask and show nothing but what this relay serves; a token that is typed into it cannot go elsewhere.
 """
 
 import asyncio
