@@ -274,6 +274,7 @@ class Config:
             max_delay_ms=self.max_delay_ms,
             max_timeout_ms=self.max_timeout_ms,
             default_timeout_ms=self.default_timeout_ms,
+            max_parallelism=self.max_in_flight,
         )
 
 

@@ -88,7 +88,7 @@ async def _answer(request: web.Request, path: Path, content_type: str) -> Answer
     file = await asyncio.to_thread(_read, path)
     packed = _takes_gzip(request.headers.get("Accept-Encoding", ""))
     tag = f"{file.tag}-gzip" if packed else file.tag
-    headers = (*_HEADERS, ("ETag", f'"{tag}"'))
+    headers: tuple[tuple[str, str], ...] = (*_HEADERS, ("ETag", f'"{tag}"'))
     if any(known.value in (tag, "*") for known in request.if_none_match or ()):
         return Answer(status=304, body=b"", headers=headers, content_type=content_type)
     if packed:

@@ -25,7 +25,7 @@ MAX_FLOW_KEY_LENGTH = 1024
 #: What may be the name of a header field.
 FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
-_MAX_FLOW_LIMIT = (1 << 31) - 1
+MAX_FLOW_LIMIT = (1 << 31) - 1
 _NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_NAME_LENGTH}}}")
 _UNIX_SECONDS = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,18}))?")
 _REDACTED_HEADER = re.compile(r"headers?\[([^\[\]]*)\]", re.IGNORECASE)
@@ -208,8 +208,8 @@ def _flow_limit(members: dict[str, str], name: str) -> int | None:
     text = members.get(name)
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) <= 10 and 1 <= int(text) <= _MAX_FLOW_LIMIT):
-        raise ValueError(f"has a {name}, {quoted(text)}, that is not a number from 1 to {_MAX_FLOW_LIMIT}")
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and 1 <= int(text) <= MAX_FLOW_LIMIT):
+        raise ValueError(f"has a {name}, {quoted(text)}, that is not a number from 1 to {MAX_FLOW_LIMIT}")
     return int(text)
 
 
@@ -270,12 +270,11 @@ _ON_NEW_MESSAGES = _ON_MESSAGES - {Door.RETRY}
 
 
 class Setting(Struct, frozen=True):
-    """A header with a value of its own: `read` raises ValueError with the problem; `feature` may not be offered."""
+    """A header with a value of its own: `read` raises ValueError with the problem."""
 
     name: str
     read: _Read
     doors: Collection[Door]
-    feature: str | None = None
 
 
 SETTINGS = (
@@ -291,11 +290,11 @@ SETTINGS = (
     Setting("Upstash-Label", _label, _ON_MESSAGES),
     Setting("Upstash-Redact-Fields", _redact_fields, _ON_MESSAGES),
     Setting("Upstash-Header-Forward", _header_forward, _ON_NEW_MESSAGES),
-    Setting("Upstash-Flow-Control-Key", _flow_control_key, _ANYWHERE, "flow control"),
-    Setting("Upstash-Flow-Control-Value", _flow_control_value, _ANYWHERE, "flow control"),
+    Setting("Upstash-Flow-Control-Key", _flow_control_key, _ANYWHERE),
+    Setting("Upstash-Flow-Control-Value", _flow_control_value, _ANYWHERE),
     Setting("Upstash-Callback", _callback_url, _ANYWHERE),
     Setting("Upstash-Failure-Callback", _failure_callback_url, _ANYWHERE),
-    Setting("Upstash-Queue-Name", _queue_name, {Door.SCHEDULE}, "queues"),
+    Setting("Upstash-Queue-Name", _queue_name, {Door.SCHEDULE}),
     Setting("Upstash-Cron", _cron, {Door.SCHEDULE}),
     Setting("Upstash-Schedule-Id", _schedule_id, {Door.SCHEDULE}),
     Setting("Relay-Schedule-Catch-Up", _catch_up, {Door.SCHEDULE}),

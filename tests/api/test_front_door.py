@@ -331,7 +331,7 @@ async def test_a_body_that_will_be_refused_is_not_asked_for(rig: Rig) -> None:
     for request, expected in (
         (too_long, 413),
         (too_long.replace(TOKEN.encode(), b"unknown"), 401),
-        (too_long.replace(b"/v2/publish/", b"/v2/enqueue/q/"), 400),
+        (too_long.replace(b"/v2/publish/", b"/v2/workflows/q/"), 400),
     ):
         reader, writer = await rig.connect()
         writer.write(request)
