@@ -199,6 +199,7 @@ async def test_every_promised_status_and_member_is_met(tmp_path: Path, specifica
         assert reply.status == 413
     assert specification.promised() - specification.answered == set()
     assert specification.promised_members() - specification.members == set()
+    assert specification.promised_absences() - specification.absences == set()
 
 
 async def successes(rig: Rig) -> None:

@@ -173,12 +173,20 @@ class Rig:
         self._check_lane(reply)
         return reply
 
-    async def call_json(self, method: str, target: str, body: object, *, token: str | None = TOKEN) -> Reply:
+    async def call_json(
+        self,
+        method: str,
+        target: str,
+        body: object,
+        *,
+        headers: Mapping[str, str] | None = None,
+        token: str | None = TOKEN,
+    ) -> Reply:
         return await self.call(
             method,
             target,
             body=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
+            headers={**(headers or {}), "Content-Type": "application/json"},
             token=token,
         )
 

@@ -19,12 +19,13 @@ Answered = tuple[str, str, int]
 
 
 class Specification:
-    """Remembers every answer it was shown and every member it found in one."""
+    """Remembers every answer it was shown, and every member it found in one or missed there."""
 
     def __init__(self) -> None:
         self.document: dict[str, Any] = yaml.safe_load(PATH.read_text())
         self.answered: set[Answered] = set()
         self.members: set[str] = set()
+        self.absences: set[str] = set()
 
     def operations(self) -> Iterator[tuple[str, str]]:
         """(METHOD, path) of everything described."""
@@ -39,11 +40,27 @@ class Specification:
 
     def parameters(self, method: str, path: str, place: str) -> set[str]:
         """The names of an operation's parameters in `place`: query or header."""
+        return set(self.described(method, path, place))
+
+    def described(self, method: str, path: str, place: str) -> dict[str, dict[str, Any]]:
+        """An operation's parameters in `place`, by name: query, header or path."""
         described = [
             *self.document["paths"][path].get("parameters", ()),
             *self.operation(method, path).get("parameters", ()),
         ]
-        return {parameter["name"] for parameter in map(self._resolved, described) if parameter["in"] == place}
+        return {
+            parameter["name"]: parameter
+            for parameter in map(self._resolved, described)
+            if parameter["in"] == place
+        }
+
+    def request_examples(self, method: str, path: str) -> Iterator[Any]:
+        """The bodies that an operation shows: text as text, all else to be sent as JSON."""
+        operation = self.operation(method, path)
+        if "requestBody" in operation:
+            for media in self._resolved(operation["requestBody"])["content"].values():
+                if "example" in media:
+                    yield media["example"]
 
     def promised(self) -> set[Answered]:
         """Every status of every operation."""
@@ -59,6 +76,14 @@ class Specification:
         for method, path, status in self.promised():
             for media in self._response(method, path, status).get("content", {}).values():
                 self._note(media["schema"], found)
+        return found
+
+    def promised_absences(self) -> set[str]:
+        """Every member that some response may lack."""
+        found: set[str] = set()
+        for method, path, status in self.promised():
+            for media in self._response(method, path, status).get("content", {}).values():
+                self._note(media["schema"], set(), found)
         return found
 
     def violations(self, method: str, path: str, status: int, content_type: str, body: bytes) -> list[str]:
@@ -133,14 +158,18 @@ class Specification:
                 if member in value:
                     self.members.add(f"{name}/{member}")
                     self._see(part, value[member])
+                else:
+                    self.absences.add(f"{name}/{member}")
 
-    def _note(self, schema: dict[str, Any], found: set[str]) -> None:
+    def _note(self, schema: dict[str, Any], found: set[str], optional: set[str] | None = None) -> None:
         name = schema.get("$ref", "")
         schema = self._resolved(schema)
         for part in (*schema.get("allOf", ()), *schema.get("anyOf", ())):
-            self._note(part, found)
+            self._note(part, found, optional)
         if "items" in schema:
-            self._note(schema["items"], found)
+            self._note(schema["items"], found, optional)
         for member, part in schema.get("properties", {}).items():
             found.add(f"{name}/{member}")
-            self._note(part, found)
+            if optional is not None and member not in schema.get("required", ()):
+                optional.add(f"{name}/{member}")
+            self._note(part, found, optional)

@@ -48,6 +48,10 @@ async def publish(rig: Rig, name: str, value: bytes) -> Reply:
     return await rig.raw_call("POST", f"/v2/publish/{URL}".encode(), headers=[(name.encode(), value)])
 
 
+async def enqueue(rig: Rig, name: str, value: bytes) -> Reply:
+    return await rig.raw_call("POST", f"/v2/enqueue/queue/{URL}".encode(), headers=[(name.encode(), value)])
+
+
 async def publish_by_query(rig: Rig, name: str, value: bytes) -> Reply:
     return await rig.raw_call("POST", f"/v2/publish/{URL}?{name.lower()}={quote(value)}".encode())
 
@@ -84,6 +88,7 @@ async def retry_one(rig: Rig, name: str, value: bytes) -> Reply:
 
 DOORS: list[Asked] = [
     publish,
+    enqueue,
     publish_by_query,
     publish_to_group,
     schedule,
@@ -124,14 +129,18 @@ def test_the_table_has_every_header() -> None:
 
 @pytest.mark.parametrize("door", DOORS, ids=lambda door: str(door.__name__))
 async def test_a_senseless_value_is_refused_by_the_name_of_its_header(rig: Rig, door: Asked) -> None:
-    for name in SENSELESS:
+    # A query has the other settings of the wire protocol; the relay's own names are the destination's there.
+    names = [name for name in SENSELESS if door is not publish_by_query or name.startswith("Upstash-")]
+    for name in names:
         for value in senseless(name):
             rig.clock.advance(1_000)
             require_refused(rig, await door(rig, name, value), name)
 
 
 @pytest.mark.parametrize("prefix", CALLBACKS)
-@pytest.mark.parametrize("door", [publish, schedule, batch, retry], ids=lambda door: str(door.__name__))
+@pytest.mark.parametrize(
+    "door", [publish, enqueue, schedule, batch, retry], ids=lambda door: str(door.__name__)
+)
 async def test_a_senseless_value_for_a_callback_is_refused_by_the_whole_name(
     rig: Rig, door: Asked, prefix: str
 ) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -42,7 +43,16 @@ PATHS = [
     b"/v2/keys/rotate",
     b"/v2/batch",
     b"/v2/schedules/a/pause",
+    b"/v2/enqueue/",
+    b"/v2/enqueue/q/https://example.com/",
     b"/v2/queues",
+    b"/v2/queues/",
+    b"/v2/queues/q/pause",
+    b"/v2/flowControl",
+    b"/v2/flowControl/",
+    b"/v2/flowControl/a/pin",
+    b"/v2/globalParallelism",
+    b"/v2/trigger",
     b"/docs",
     b"/docs/",
     b"/openapi.yaml",
@@ -308,8 +318,12 @@ async def test_arbitrary_bytes(hasty: Rig, sent: bytes) -> None:
     """Whoever says this has every request answered, and then is hung up on; nothing stays behind."""
     reader, writer = await hasty.connect()
     writer.write(sent)
-    async with asyncio.timeout(20):
-        answered = await reader.read()
+    answered = b""
+    # What was sent after the last word of the relay is answered by a reset.
+    with suppress(ConnectionResetError):
+        async with asyncio.timeout(20):
+            while piece := await reader.read(65_536):
+                answered += piece
     writer.close()
     statuses = [int(line[9:12]) for line in answered.split(b"\r\n") if line.startswith(b"HTTP/1.")]
     assert all(status == 100 or 200 <= status < 300 or 400 <= status < 500 for status in statuses), answered
@@ -348,7 +362,8 @@ async def test_a_connection_stays_in_step_whatever_was_asked_before(
         reply = await next_reply(reader, method)
     require_sane(reply, rig)
     if reply.headers.get("Connection") == "close":
-        assert await reader.read() == b""
+        # A head that cannot be read does not say HEAD either.
+        assert await reader.read() == b"" or method == "HEAD"
     else:
         health = await next_reply(reader)
         assert (health.status, health.json) == (200, {"status": "ok"})

@@ -6,6 +6,8 @@ be seen. Every other value stays as it was made up; which, follows from the valu
 
 import json
 import os
+import time
+from functools import lru_cache
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -23,6 +25,8 @@ _LISTED = {
     "dlq_id": ("/v2/dlq?count=50", "dlqId"),
     "schedule_id": ("/v2/schedules", "scheduleId"),
     "name": ("/v2/topics", "name"),
+    "queue": ("/v2/queues", "name"),
+    "key": ("/v2/flowControl", "flowControlKey"),
 }
 
 
@@ -72,9 +76,16 @@ def _existing(made_up: Any, path: str, member: str) -> Any:
     chance = _chance(made_up)
     if chance % 2:
         return made_up
+    listed = _listed(path, int(time.monotonic()))
+    return listed[chance // 2 % len(listed)][member] if listed else made_up
+
+
+@lru_cache(maxsize=16)
+def _listed(path: str, second: int) -> Any:
+    """What there is of a kind, asked once a `second`."""
     request = Request(_RELAY + path, headers={"Authorization": f"Bearer {_TOKEN}"})
     with urlopen(request, timeout=20) as response:
         listed = json.load(response)
     if isinstance(listed, dict):
         listed = listed.get("events") or listed.get("messages") or []
-    return listed[chance // 2 % len(listed)][member] if listed else made_up
+    return listed
