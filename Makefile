@@ -19,11 +19,12 @@ run: $(VENV)/.run  ## Install into .venv and start the relay on embedded SQLite 
 test: $(VENV)/.dev $(NPM_PROJECTS:=/$(NPM_DONE))  ## Install everything the tests need, then run the whole suite
 	$(BIN)/pytest -n 2 --dist loadgroup
 
-check: $(VENV)/.dev  ## Format, lint, types, architecture and contract checks
+check: $(VENV)/.dev  ## Format, lint, types, architecture and contract checks, and a minute of made-up requests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/test_architecture.py tests/test_openapi.py
+	$(BIN)/python -m tests.fuzz
 
 format: $(VENV)/.dev  ## Rewrite the code in the house format
 	$(BIN)/ruff format .

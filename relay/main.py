@@ -21,6 +21,7 @@ from relay.api.app import build_app
 from relay.api.auth import Authenticator
 from relay.api.bodies import Bodies
 from relay.api.connection import ApiRunner
+from relay.api.refusals import Refusals
 from relay.api.services import Services
 from relay.clock import Clock, SharedClock, SystemClock
 from relay.config import Config, ConfigError, database_url, load
@@ -390,6 +391,7 @@ class Relay:
             ids=ids,
             limits=config.limits(),
             log=log,
+            refusals=Refusals(log, clock),
             ready=self.problems,
             metrics=self.render_metrics,
             generate_key=generate_key,

@@ -1,7 +1,7 @@
 """openapi.yaml describes the API: all of it, and nothing that is not there.
 
 Every test of the API holds each answer to the description; here the description is held to the answers: one tour
-must meet every status and every member it promises.
+must meet every status and every member it promises, and miss each member that may be absent.
 """
 
 import asyncio
@@ -25,6 +25,12 @@ SCHEDULES = "/v2/schedules/https://example.com/hook"
 ENDPOINTS = "/v2/topics/{name}/endpoints"
 CRON = {"Upstash-Cron": "*/10 * * * *"}
 CRON_OF = {"/v2/schedules/{schedule_id}": CRON}
+
+#: May be absent, but not where every client has an address.
+ALWAYS_HERE = {
+    f"#/components/schemas/{member}"
+    for member in ("MessageMembers/callerIP", "Schedule/callerIP", "Schedule/callerIp")
+}
 
 #: A request of every operation that can be refused for who asks.
 EVERYTHING = [
@@ -195,6 +201,7 @@ async def test_exactly_the_described_settings_are_accepted(
         name
         for operation in specification.operations()
         for name in specification.parameters(*operation, "header")
+        if name.startswith(("Upstash-", "Relay-"))
     }
     described = specification.parameters(method, path, "header")
     async with running(tmp_path / "relay.db", specification) as rig:
@@ -228,6 +235,7 @@ async def test_every_promised_status_and_member_is_met(tmp_path: Path, specifica
         assert reply.status == 413
     assert specification.promised() - specification.answered == set()
     assert specification.promised_members() - specification.members == set()
+    assert specification.promised_absences() - specification.absences == ALWAYS_HERE
 
 
 async def successes(rig: Rig) -> None:
@@ -244,6 +252,12 @@ async def successes(rig: Rig) -> None:
         "Upstash-Failure-Callback": "https://example.com/failed",
         "Upstash-Failure-Callback-Forward-X": "y",
     }
+    for path in ("/openapi.yaml", "/docs", "/docs/start.js"):
+        reply = await rig.call("GET", path)
+        assert reply.status == 200
+        known = {"If-None-Match": reply.headers["ETag"]}
+        assert (await rig.call("GET", path, headers=known)).status == 304
+    assert (await rig.call("GET", "/docs/")).status == 308
     for path in ("/healthz", "/readyz", "/metrics", "/v2/keys", "/v2/schedules", "/v2/dlq"):
         assert (await rig.call("GET", path)).status == 200
     schedule_id = await rig.schedule(headers=every_setting, body=b"text")
@@ -260,6 +274,7 @@ async def successes(rig: Rig) -> None:
     for verb in ("pause", "resume"):
         for method in ("PATCH", "POST"):
             assert (await rig.call(method, f"/v2/schedules/{schedule_id}/{verb}")).status == 200
+            await rig.show_schedule(schedule_id)
     rig.clock.advance(60_000)
     await rig.attempt(500, headers=(("a", "b"),), body=b"\xff")
     for path in ("/v2/events", "/v2/logs"):
@@ -284,6 +299,8 @@ async def successes(rig: Rig) -> None:
     assert (await rig.call("POST", f"/v2/dlq/retry/{ids[1]}")).status == 201
     assert "cursor" in (await rig.call("POST", "/v2/dlq/retry?count=1")).json
     assert "cursor" in (await rig.call("DELETE", "/v2/dlq?count=1")).json
+    assert "cursor" not in (await rig.call("POST", "/v2/dlq/retry")).json
+    assert "cursor" not in (await rig.call("DELETE", "/v2/dlq")).json
     assert (await rig.call("POST", "/v2/keys/rotate")).status == 200
 
 
@@ -303,6 +320,7 @@ async def url_groups(rig: Rig) -> None:
     for name in ("group", "nobody"):
         assert (await rig.call("DELETE", f"/v2/topics/{name}")).status == 200
     await rig.put_group("https://a.example", "https://b.example")
+    assert "headers" not in (await rig.call("GET", "/v2/topics/group")).json
     remove = await rig.call(
         "DELETE", "/v2/topics/group/endpoints", body=b'{"endpoints": [{"url": "https://a.example"}]}'
     )
@@ -363,6 +381,7 @@ async def refusals(rig: Rig) -> None:
         "dlq_id": "1-1",
         "name": "nobody",
     }
+    assert (await rig.call("GET", "/docs/nothing.js", token=None)).status == 404
     made_or_deleted_anyway = (("POST", ENDPOINTS), ("DELETE", "/v2/topics/{name}"))
     for method, template in EVERYTHING:
         target = template.format(**unknown)

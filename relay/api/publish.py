@@ -9,7 +9,7 @@ import orjson
 from aiohttp import web
 from msgspec.structs import replace
 
-from relay.api.answer import Answer, answer_of, json_answer
+from relay.api.answer import Answer, json_answer
 from relay.api.auth import Caller
 from relay.api.incoming import (
     QueueRoom,
@@ -158,7 +158,7 @@ async def publish_batch(
         message for outcome in outcomes if not isinstance(outcome, RelayError) for message in outcome.messages
     ]
     if outcomes and not messages:
-        return answer_of(next(outcome for outcome in outcomes if isinstance(outcome, RelayError)))
+        raise next(outcome for outcome in outcomes if isinstance(outcome, RelayError))
     receipts = iter(await services.publisher.publish(messages) if messages else ())
     return json_answer([_outcome_json(outcome, receipts) for outcome in outcomes])
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from relay.api.auth import Authenticator
 from relay.api.bodies import Bodies
+from relay.api.refusals import Refusals
 from relay.clock import Clock
 from relay.domain.errors import Unavailable
 from relay.domain.message import Message, TenantId
@@ -45,6 +46,7 @@ class Services:
     ids: Ids
     limits: Limits
     log: Log
+    refusals: Refusals
     ready: Callable[[], Awaitable[Sequence[str]]]
     metrics: Callable[[], Awaitable[bytes]]
     generate_key: Callable[[], str]

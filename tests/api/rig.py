@@ -20,6 +20,7 @@ from relay.api.auth import Authenticator, token_hash
 from relay.api.bodies import Bodies
 from relay.api.connection import ApiRunner, Bounds
 from relay.api.publish import PREFIX
+from relay.api.refusals import Refusals
 from relay.api.services import Services
 from relay.clock import FakeClock
 from relay.domain.cron import Cron
@@ -148,6 +149,7 @@ class Rig:
             ids=Ids(),
             limits=limits,
             log=self.log,
+            refusals=Refusals(self.log, self.clock),
             ready=self._ready,
             metrics=_three_live,
             generate_key=lambda: next(fresh_keys),
@@ -174,17 +176,25 @@ class Rig:
         # A connection leaves the fast lane with the first request that is none of its: publishes have their own.
         session = self._publishing_session if target.startswith(PREFIX) else self._session
         data = BytesIO(body) if isinstance(body, bytes) else body
-        async with session.request(method, url, data=data, headers=sent) as response:
+        async with session.request(method, url, data=data, headers=sent, allow_redirects=False) as response:
             reply = Reply(response.status, response.headers, await response.read())
         self._check_lane(reply)
         return reply
 
-    async def call_json(self, method: str, target: str, body: object, *, token: str | None = TOKEN) -> Reply:
+    async def call_json(
+        self,
+        method: str,
+        target: str,
+        body: object,
+        *,
+        headers: Mapping[str, str] | None = None,
+        token: str | None = TOKEN,
+    ) -> Reply:
         return await self.call(
             method,
             target,
             body=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
+            headers={**(headers or {}), "Content-Type": "application/json"},
             token=token,
         )
 
@@ -367,6 +377,12 @@ class Rig:
         self._check_lane(reply)
         return reply
 
+    @property
+    def refusals(self) -> list[dict[str, object]]:
+        """What the log says of requests that were refused; that it says anything else is a failure."""
+        assert {event for event, _ in self.log.lines} <= {"request.refused"}, self.log.lines
+        return [fields for _, fields in self.log.lines]
+
     async def _ready(self) -> Sequence[str]:
         return self.problems
 
@@ -384,7 +400,8 @@ class Rig:
         assert isinstance(response.body, bytes)
         resource = request.match_info.route.resource
         path = "" if resource is None else resource.canonical
-        path = ALIASES.get(path, path.rstrip("/"))
+        if path not in self.specification.document["paths"]:
+            path = ALIASES.get(path, path.rstrip("/"))
         body, status = response.body, response.status
         if resource is None or path.removesuffix("/{rest}") in NOT_OFFERED:
             expected = (404, 405) if resource is None else (400,)
@@ -409,7 +426,7 @@ async def next_reply(reader: asyncio.StreamReader, method: str = "POST") -> Repl
         head = await reader.readuntil(b"\r\n\r\n")
         status_line, *lines = head.decode("latin-1").rstrip().split("\r\n")
         headers = CIMultiDict((name, value) for name, _, value in (line.partition(": ") for line in lines))
-        length = 0 if method == "HEAD" else int(headers["Content-Length"])
+        length = 0 if method == "HEAD" else int(headers.get("Content-Length", "0"))
         body = await reader.readexactly(length)
     return Reply(int(status_line.split()[1]), headers, body)
 

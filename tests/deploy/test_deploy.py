@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,16 @@ def test_the_image_is_built_from_what_the_build_copies_and_nothing_else_of_a_clo
     assert {line.removeprefix("!") for line in exceptions if line.startswith("!")} == set(
         " ".join(copies).split()
     )
+
+
+def test_the_image_and_the_wheel_have_the_description_of_the_api() -> None:
+    (copied,) = re.findall(
+        r"^COPY (pyproject\.toml .*) \./$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE
+    )
+    assert "openapi.yaml" in copied.split()
+    project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())
+    forced = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert forced == {"openapi.yaml": "relay/api/openapi.yaml"}
 
 
 # The chart
