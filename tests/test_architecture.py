@@ -14,6 +14,11 @@ STDLIB = frozenset(sys.stdlib_module_names)
 #: The longest matching path counts.
 ALLOWED: dict[str, frozenset[str]] = {
     "signing": frozenset({"signing", "jwt"}),
+    "signing/ed25519": frozenset({"signing", "cryptography"}),
+    "signing/adapters/aiohttp": frozenset({"signing", "aiohttp"}),
+    "signing/adapters/django": frozenset({"signing", "django"}),
+    "signing/adapters/flask": frozenset({"signing", "flask", "werkzeug"}),
+    "signing/adapters/starlette": frozenset({"signing", "starlette"}),
     "relay/__init__": frozenset(),
     "relay/__main__": frozenset({"relay.cli"}),
     "relay/clock": frozenset(),
