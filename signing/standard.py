@@ -29,9 +29,9 @@ def webhook_secret(key: str) -> str:
 
 
 def secret_bytes(key: str) -> bytes:
-    """The HMAC key that a `whsec_` secret spells, or a signing key is; `ValueError` for an empty or unreadable
-    one.""" secret = key_bytes(key, SECRET_PREFIX) if key.startswith(SECRET_PREFIX) else key.encode() if not
-    secret:
+    """The HMAC key of a `whsec_` secret or a signing key; `ValueError` for an empty or unreadable one."""
+    secret = key_bytes(key, SECRET_PREFIX) if key.startswith(SECRET_PREFIX) else key.encode()
+    if not secret:
         raise ValueError("A webhook secret is empty: anyone could sign.")
     return secret
 

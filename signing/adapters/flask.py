@@ -4,7 +4,7 @@ The body is what `request.get_data()` gives. It is read up to `max_body_bytes` o
 `MAX_CONTENT_LENGTH`, whichever is smaller.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import ParamSpec
 
@@ -15,7 +15,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from signing.adapters.gate import MAX_BODY_BYTES, Gate, Refusal, Url, url_for
 
 P = ParamSpec("P")
-View = Callable[P, ResponseReturnValue]
+View = Callable[P, ResponseReturnValue | Awaitable[ResponseReturnValue]]
 
 
 def verified(
@@ -23,13 +23,13 @@ def verified(
     url: Url[Request] = None,
     max_body_bytes: int = MAX_BODY_BYTES,
     clock_tolerance_s: int = 0,
-) -> Callable[[View[P]], View[P]]:
+) -> Callable[[View[P]], Callable[P, ResponseReturnValue]]:
     """Call the view, a plain one or a coroutine function, for genuine requests only."""
     gate = Gate(
         keys, checks_url=url is not None, max_body_bytes=max_body_bytes, clock_tolerance_s=clock_tolerance_s
     )
 
-    def decorate(view: View[P]) -> View[P]:
+    def decorate(view: View[P]) -> Callable[P, ResponseReturnValue]:
         @wraps(view)
         def handle(*args: P.args, **kwargs: P.kwargs) -> ResponseReturnValue:
             refusal = _refusal(gate, url)
@@ -44,8 +44,13 @@ def verified(
 
 
 def _refusal(gate: Gate, url: Url[Request]) -> Refusal | None:
-    if request.max_content_length is None or request.max_content_length > gate.max_body_bytes:
-        request.max_content_length = gate.max_body_bytes
+    refusal = gate.too_large(request.content_length)
+    if refusal is not None:
+        return refusal
+    # One byte more, for bodies without a length: up to a limit they are read without a word about the rest.
+    most = gate.max_body_bytes + 1
+    if request.max_content_length is None or request.max_content_length > most:
+        request.max_content_length = most
     try:
         body = request.get_data()
     except RequestEntityTooLarge:
