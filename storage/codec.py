@@ -27,6 +27,7 @@ from relay.domain.message import (
     Redaction,
     Request,
     RetryPolicy,
+    SignedBy,
     TenantId,
 )
 from relay.domain.publish import Draft
@@ -82,6 +83,7 @@ class _Terms(Struct, frozen=True, omit_defaults=True):
     failure_callback: Callback | None = None
     redaction: Redaction | None = None
     source: int | None = None
+    signed_by: SignedBy | None = None
 
 
 _NO_TERMS = _Terms()
@@ -142,6 +144,7 @@ def rare_row(message: Message) -> Row:
         or message.failure_callback is not None
         or message.redaction is not None
         or origin.source is not None
+        or message.signed_by is not None
     ):
         terms = _encode(
             _Terms(
@@ -150,6 +153,7 @@ def rare_row(message: Message) -> Row:
                 failure_callback=message.failure_callback,
                 redaction=message.redaction,
                 source=origin.source,
+                signed_by=message.signed_by,
             )
         )
     return (
@@ -213,6 +217,7 @@ def message_of(row: Row) -> Message:
         callback=rare.callback,
         failure_callback=rare.failure_callback,
         redaction=rare.redaction,
+        signed_by=rare.signed_by,
         dedup_key=dedup_key,
     )
 

@@ -184,6 +184,7 @@ async def successes(rig: Rig) -> None:
         "Upstash-Timeout": "5s",
         "Upstash-Retry-Delay": "1000",
         "Upstash-Delay": "1s",
+        "Relay-Signature": "both",
         "Upstash-Callback": "https://example.com/callback",
         "Upstash-Callback-Forward-X": "y",
         "Upstash-Failure-Callback": "https://example.com/failed",

@@ -167,6 +167,9 @@ def add_message(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--timeout", metavar="30s", help="how long one attempt may take")
     parser.add_argument("--label", action="append", default=[], type=filled, help="a label to find it by")
+    parser.add_argument(
+        "--signature", metavar="SCHEME", help="signed by qstash, standard or both (default: the account's)"
+    )
 
 
 def message_headers(args: argparse.Namespace) -> list[tuple[str, str]]:
@@ -179,6 +182,7 @@ def message_headers(args: argparse.Namespace) -> list[tuple[str, str]]:
         ("Upstash-Retry-Delay", args.retry_delay),
         ("Upstash-Timeout", args.timeout),
         ("Upstash-Label", ",".join(args.label) or None),
+        ("Relay-Signature", args.signature),
     ]
     return [(name, value) for name, value in given if value is not None] + [
         _forwarded(h) for h in args.header

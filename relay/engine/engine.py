@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from relay.clock import Clock
 from relay.domain.delivery import Attempt, Claim, Lease, Settlement, is_last_chance, lost, released, settle
 from relay.domain.errors import Unavailable
-from relay.domain.message import Message, MessageId, TenantId
+from relay.domain.message import Headers, Message, MessageId
 from relay.engine.settler import Settler, bytes_of
 from relay.ids import Ids, text_of
 from relay.log import Log
@@ -58,9 +58,9 @@ class Sends(Protocol):
 
 
 class Signs(Protocol):
-    """Signs for a tenant, with the key that is current now."""
+    """Makes the headers that sign one attempt, with the key that is current now."""
 
-    async def sign(self, tenant: TenantId, *, url: str, body: bytes) -> str: ...
+    async def sign(self, message: Message) -> Headers: ...
 
 
 class EngineSettings(Protocol):
@@ -352,9 +352,9 @@ class Engine:
             await self._until_alone()
         message = claim.message
         request = message.request
-        signature = await self._signer.sign(message.tenant, url=request.url, body=request.body)
+        signatures = await self._signer.sign(message)
         attempt = await self._sender.send(
-            outgoing(claim, signature, region=self._settings.region),
+            outgoing(claim, signatures, region=self._settings.region),
             timeout_ms=request.timeout_ms or self._settings.default_timeout_ms,
             # A callback reports the whole answer; history keeps the beginning of it.
             keep_bytes=None if message.callback or message.failure_callback else KEPT_ANSWER_BYTES,

@@ -13,7 +13,7 @@ from relay.clock import FakeClock
 from relay.config import Config
 from relay.domain.delivery import MAX_LOST_LEASES, Attempt, Change, Settlement, State, settle
 from relay.domain.errors import Unavailable
-from relay.domain.message import Callback, Message, MessageId, TenantId
+from relay.domain.message import Callback, Headers, Message, MessageId
 from relay.domain.selection import Order, Selection
 from relay.engine.engine import KEPT_ANSWER_BYTES, Engine, Signs, Store
 from relay.engine.settler import Settler
@@ -63,8 +63,8 @@ class Destination:
 
 
 class Unsigned:
-    async def sign(self, tenant: TenantId, *, url: str, body: bytes) -> str:
-        return "signature"
+    async def sign(self, message: Message) -> Headers:
+        return (("Upstash-Signature", "signature"),)
 
 
 class SignsAfter:
@@ -73,11 +73,11 @@ class SignsAfter:
     def __init__(self, failures: int) -> None:
         self._failures = failures
 
-    async def sign(self, tenant: TenantId, *, url: str, body: bytes) -> str:
+    async def sign(self, message: Message) -> Headers:
         self._failures -= 1
         if self._failures >= 0:
             raise Unavailable("the database is locked")
-        return "signature"
+        return (("Upstash-Signature", "signature"),)
 
 
 class Rig:
