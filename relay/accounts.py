@@ -12,10 +12,9 @@ from hashlib import sha256
 
 from relay.config import Config
 from relay.domain.message import TenantId
-from relay.domain.tenant import Principal, Tenant
+from relay.domain.tenant import DEFAULT_TENANT, Principal, Tenant
 from storage.protocol import CannotOpen, Catalog
 
-DEFAULT_TENANT = TenantId(1)
 _GENERATED = "generated_token"
 #: Set for good by the first start for production.
 _PRODUCTION = "production"

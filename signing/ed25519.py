@@ -36,6 +36,11 @@ class PrivateKey:
         self._seed = seed
         self._key: ed25519.Ed25519PrivateKey = _ed25519().Ed25519PrivateKey.from_private_bytes(seed)
 
+    @staticmethod
+    def derives_from(key: str) -> bool:
+        """Whether a signing key is long enough to have one."""
+        return len(key) >= MIN_KEY_LENGTH
+
     @classmethod
     def derived(cls, key: str) -> "PrivateKey":
         """The one that belongs to a signing key: HKDF-SHA256 (RFC 5869) of its bytes, no salt, a fixed purpose.
@@ -44,7 +49,7 @@ class PrivateKey:
         it, and all the more from its public half, the signing key cannot be found. `ValueError` for a key of fewer
         than `MIN_KEY_LENGTH` characters, which could be guessed.
         """
-        if len(key) < MIN_KEY_LENGTH:
+        if not cls.derives_from(key):
             raise ValueError(
                 f"A signing key of fewer than {MIN_KEY_LENGTH} characters has no Ed25519 key: with a published one "
                 "anyone could try out guesses at it."

@@ -253,6 +253,10 @@ class Catalog(Protocol):
 
     async def tenant(self, tenant: TenantId) -> Tenant | None: ...
 
+    async def tenant_named(self, user_id: str) -> Tenant | None:
+        """None, too, when several have that name: none of them may be taken for another."""
+        ...
+
     async def tenants(self) -> Sequence[Tenant]: ...
 
     async def put_tenant(self, tenant: Tenant, *, now: int) -> None:

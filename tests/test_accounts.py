@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from relay.accounts import (
-    DEFAULT_TENANT,
     Credentials,
     development,
     make_token,
@@ -17,7 +16,7 @@ from relay.accounts import (
 )
 from relay.config import Config
 from relay.domain.message import TenantId
-from relay.domain.tenant import Principal
+from relay.domain.tenant import DEFAULT_TENANT, Principal
 from relay.ids import random_name
 from signing import generate_key
 from storage.protocol import CannotOpen, Storage

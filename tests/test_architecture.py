@@ -48,13 +48,14 @@ ALLOWED: dict[str, frozenset[str]] = {
             "storage.protocol", "aiohttp", "multidict", "msgspec", "orjson", "yarl",
         }
     ),
+    "relay/api/jwks": frozenset({"relay.api", "relay.domain", "signing", "aiohttp"}),
     "relay/engine": frozenset(
         {
             "relay.engine", "relay.wire", "relay.domain", "relay.clock", "relay.fresh", "relay.ids", "relay.log",
             "relay.metrics", "storage.protocol", "signing", "aiohttp", "multidict", "msgspec", "yarl", "certifi",
         }
     ),
-    "relay/cli": frozenset({"relay.cli", "relay.main", "relay.domain.duration", "rich"}),
+    "relay/cli": frozenset({"relay.cli", "relay.main", "relay.domain.duration", "rich", "signing"}),
     "storage/protocol": frozenset({"relay.domain", "msgspec"}),
     "storage": frozenset(
         {

@@ -23,6 +23,7 @@ PUBLISH = "/v2/publish/https://example.com/hook"
 SCHEDULES = "/v2/schedules/https://example.com/hook"
 ENDPOINTS = "/v2/topics/{name}/endpoints"
 CRON = {"Upstash-Cron": "*/10 * * * *"}
+JWKS = "/.well-known/jwks.json"
 CRON_OF = {"/v2/schedules/{schedule_id}": CRON}
 
 #: A request of every operation that can be refused for who asks.
@@ -190,7 +191,7 @@ async def successes(rig: Rig) -> None:
         "Upstash-Failure-Callback": "https://example.com/failed",
         "Upstash-Failure-Callback-Forward-X": "y",
     }
-    for path in ("/healthz", "/readyz", "/metrics", "/v2/keys", "/v2/schedules", "/v2/dlq"):
+    for path in ("/healthz", "/readyz", "/metrics", JWKS, "/v2/keys", "/v2/schedules", "/v2/dlq"):
         assert (await rig.call("GET", path)).status == 200
     schedule_id = await rig.schedule(headers=every_setting, body=b"text")
     await rig.schedule(body=b"\xff")
@@ -276,6 +277,7 @@ async def refusals(rig: Rig) -> None:
         assert (await rig.call("POST", path, headers=CRON)).status == 404
     assert (await rig.call_json("POST", "/v2/batch", [{"destination": "nobody"}])).status == 404
     await refused_groups(rig)
+    assert (await rig.call("GET", f"{JWKS}?tenant=nobody")).status == 404
     assert (await rig.call("POST", "/v2/dlq/retry?dlqIds=1-1")).status == 404
     for method, path in (
         ("DELETE", "/v2/messages"),
@@ -365,6 +367,7 @@ async def outage(rig: Rig) -> None:
     ]
     replies = await asyncio.gather(
         rig.call("GET", "/readyz"),
+        rig.call("GET", JWKS),
         *(
             rig.call(method, target, body=body, headers=CRON if target == SCHEDULES else None)
             for method, target, body in requests

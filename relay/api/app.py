@@ -7,14 +7,14 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from msgspec import Struct
 
-from relay.api import dlq, health, keys, logs, messages, publish, schedules, url_groups
+from relay.api import dlq, health, jwks, keys, logs, messages, publish, schedules, url_groups
 from relay.api.answer import Answer, error_answer
 from relay.api.auth import Caller
 from relay.api.middleware import guard, response_of
 from relay.api.services import Services
 
 Endpoint = Callable[[Services, Caller, web.Request], Awaitable[Answer]]
-OpenEndpoint = Callable[[Services], Awaitable[Answer]]
+OpenEndpoint = Callable[[Services, web.Request], Awaitable[Answer]]
 
 
 class Access(Enum):
@@ -76,6 +76,7 @@ OPEN_ROUTES: tuple[tuple[str, str, OpenEndpoint], ...] = (
     ("GET", "/healthz", health.healthz),
     ("GET", "/readyz", health.readyz),
     ("GET", "/metrics", health.metrics),
+    ("GET", "/.well-known/jwks.json", jwks.show),
 )
 
 #: Parts of the protocol that this version does not have, with everything below them. They say so: a client that
@@ -153,7 +154,7 @@ def _authenticated(services: Services, route: Route) -> Handler:
 
 def _open(services: Services, endpoint: OpenEndpoint) -> Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
-        return response_of(await endpoint(services))
+        return response_of(await endpoint(services, request))
 
     return handle
 

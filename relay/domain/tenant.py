@@ -4,6 +4,9 @@ from msgspec import Struct
 
 from relay.domain.message import TenantId
 
+#: The account that the configuration speaks of: the first one, made by the first start.
+DEFAULT_TENANT = TenantId(1)
+
 _MINUTE_MS = 60_000
 _DAY_MS = 24 * 60 * _MINUTE_MS
 

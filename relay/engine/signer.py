@@ -8,7 +8,7 @@ from relay.domain.message import Headers, Message, SignedBy, TenantId
 from relay.fresh import Fresh
 from relay.ids import text_of
 from signing import PrivateKey, sign
-from signing.ed25519 import MIN_KEY_LENGTH, available
+from signing.ed25519 import available
 from signing.standard import (
     ID_HEADER,
     SIGNATURE_HEADER,
@@ -71,7 +71,7 @@ class _Keys:
     @cached_property
     def private(self) -> PrivateKey | None:
         """None where the package it needs is not installed, and for a key that could be guessed."""
-        if len(self.current) < MIN_KEY_LENGTH or not available():
+        if not PrivateKey.derives_from(self.current) or not available():
             return None
         return PrivateKey.derived(self.current)
 

@@ -308,6 +308,9 @@ class PostgresStorage:
     async def tenant(self, tenant: TenantId) -> Tenant | None:
         return await self._lookups.read(lambda: catalog.tenant(tenant))
 
+    async def tenant_named(self, user_id: str) -> Tenant | None:
+        return await self._lookups.read(lambda: catalog.tenant_named(user_id))
+
     async def tenants(self) -> Sequence[Tenant]:
         return await self._lookups.read(catalog.tenants)
 

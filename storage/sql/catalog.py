@@ -39,6 +39,11 @@ def tenant(number: TenantId) -> Script[Tenant | None]:
     return tenant_of(rows[0]) if rows else None
 
 
+def tenant_named(user_id: str) -> Script[Tenant | None]:
+    rows = yield Query(f"{_TENANT} WHERE user_id = ?1 LIMIT 2", (user_id,))
+    return tenant_of(rows[0]) if len(rows) == 1 else None
+
+
 def tenants() -> Script[Sequence[Tenant]]:
     rows = yield Query(f"{_TENANT} ORDER BY id")
     return [tenant_of(row) for row in rows]

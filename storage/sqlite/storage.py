@@ -303,6 +303,9 @@ class SqliteStorage:
     async def tenant(self, tenant: TenantId) -> Tenant | None:
         return await self._lookups.run(catalog.tenant(tenant))
 
+    async def tenant_named(self, user_id: str) -> Tenant | None:
+        return await self._lookups.run(catalog.tenant_named(user_id))
+
     async def tenants(self) -> Sequence[Tenant]:
         return await self._lookups.run(catalog.tenants())
 

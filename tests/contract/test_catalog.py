@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from relay.domain.message import TenantId
 from relay.domain.tenant import Principal, Tenant
 from storage.protocol import Storage
 from tests.builders import NOW, OTHER_TENANT, TENANT
@@ -86,3 +87,15 @@ async def test_a_ping_is_a_commit_and_leaves_no_trace_for_others(storage: Storag
     await storage.ping()
     assert list(await storage.tenants()) == []
     assert (await storage.stats()).live == 0
+
+
+async def test_a_tenant_is_found_by_its_name_unless_another_has_the_same(storage: Storage) -> None:
+    tenants = [
+        Tenant(id=TenantId(number), user_id=user_id, current_key="sig_1", next_key="sig_2")
+        for number, user_id in ((1001, "ünï"), (1002, "twice"), (1003, "twice"))
+    ]
+    for tenant in tenants:
+        await storage.put_tenant(tenant, now=NOW)
+    assert await storage.tenant_named("ünï") == tenants[0]
+    assert await storage.tenant_named("twice") is None
+    assert await storage.tenant_named("nobody") is None
