@@ -4,18 +4,25 @@ Tokens are stored as SHA-256 hashes and never shown again; at 128 random bits or
 that a slower hash would protect.
 """
 
+import asyncio
 import base64
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
+from relay.clock import Clock
 from relay.config import Config
 from relay.domain.message import TenantId
 from relay.domain.tenant import DEFAULT_TENANT, Principal, Tenant
 from storage.protocol import CannotOpen, Catalog
 
 _GENERATED = "generated_token"
+#: The hash of the token that a start is about to print, or has printed when it is that of `_GENERATED` too.
+_TELLING = "telling_token"
+#: Whoever is about to print has done so, or has died, by then.
+_TELL_MS = 10_000
+_LOOK_MS = 100
 #: Set for good by the first start for production.
 _PRODUCTION = "production"
 
@@ -25,7 +32,7 @@ class Credentials:
     """What a client needs to be told.
 
     `token` is None when there is nothing to tell: it is configured, or an earlier start made it and only its
-    hash is left. `untold_keys` says that this start made the account and its keys, and told neither.
+    hash is left. `untold_keys` says that this start made the keys of the account, and does not tell them.
     """
 
     token: str | None
@@ -89,7 +96,7 @@ async def development(catalog: Catalog, *, now: int) -> Credentials:
         tenant = await catalog.tenant(id)
         if tenant is None:
             tenant = Tenant(id=id, user_id=user_id, current_key=current_key, next_key=next_key)
-            await catalog.put_tenant(tenant, now=now)
+            tenant = await catalog.create_tenant(tenant, now=now)
         await catalog.put_token(token_hash(make_token(user_id, password)), Principal(tenant=id), now=now)
         tenants.append(tenant)
     user_id, password, *_ = _DEVELOPMENT[0]
@@ -113,20 +120,22 @@ async def production(
     The configuration says which tokens exist: a configured one replaces all others at once, one that was taken
     out of the configuration stops working, and without a configured full token there is a generated one.
     Configured keys are taken over when they are new to this database; while the configuration stays as it is,
-    a rotation by the API is what counts. Killed half-way, the next start does the rest.
+    a rotation by the API is what counts. Killed half-way, the next start does the rest. Of several starts at once
+    one makes the account, and all go on with that. A generated token is not valid before `to_tell`.
 
     What `development` let into this database is let out: published tokens, and published keys that are not
     configured.
     """
     await catalog.put_setting(_PRODUCTION, "yes")
-    await _retire_published(catalog, config, now=now, fresh_key=fresh_key)
-    stored = await catalog.tenant(DEFAULT_TENANT)
-    tenant = stored or Tenant(
+    replaced = await _retire_published(catalog, config, fresh_key=fresh_key)
+    fresh = Tenant(
         id=DEFAULT_TENANT,
         user_id=user_id_of(config.token or "") or fresh_name("user_"),
         current_key=fresh_key(),
         next_key=fresh_key(),
     )
+    tenant = await catalog.create_tenant(fresh, now=now)
+    made = tenant == fresh
     if config.current_signing_key and config.next_signing_key:
         configured = token_hash(f"{config.current_signing_key} {config.next_signing_key}").hex()
         if await catalog.setting("configured_keys") != configured:
@@ -138,23 +147,29 @@ async def production(
             )
             await catalog.put_tenant(tenant, now=now)
             await catalog.put_setting("configured_keys", configured)
-    if stored is None:
-        await catalog.put_tenant(tenant, now=now)
     await _only(catalog, config.readonly_token, Principal(tenant=tenant.id, read_only=True), now=now)
-    token, told = config.token, None
-    if token is None:
-        generated = await catalog.setting(_GENERATED)
-        if generated is not None and await catalog.principal(bytes.fromhex(generated)) is not None:
-            await catalog.delete_tokens(tenant.id, read_only=False, keep=bytes.fromhex(generated))
-            return Credentials(token=None, current_key=tenant.current_key, next_key=tenant.next_key)
-        token = told = make_token(tenant.user_id, fresh_name(""))
-    await _only(catalog, token, Principal(tenant=tenant.id), now=now)
+    told = None
+    if config.token is not None:
+        await _only(catalog, config.token, Principal(tenant=tenant.id), now=now)
+    elif (generated := await _generated(catalog, await catalog.setting(_GENERATED))) is not None:
+        await catalog.delete_tokens(tenant.id, read_only=False, keep=generated)
+    else:
+        told = make_token(tenant.user_id, fresh_name(""))
     return Credentials(
         token=told,
         current_key=tenant.current_key,
         next_key=tenant.next_key,
-        untold_keys=told is None and stored is None and config.current_signing_key is None,
+        untold_keys=config.token is not None
+        and (made or DEFAULT_TENANT in replaced)
+        and config.current_signing_key is None,
     )
+
+
+async def _generated(catalog: Catalog, setting: str | None) -> bytes | None:
+    """The hash of the generated token that was told and is still good."""
+    if setting is None or await catalog.principal(bytes.fromhex(setting)) is None:
+        return None
+    return bytes.fromhex(setting)
 
 
 async def _is_production(catalog: Catalog) -> bool:
@@ -166,25 +181,57 @@ async def _is_production(catalog: Catalog) -> bool:
 
 
 async def _retire_published(
-    catalog: Catalog, config: Config, *, now: int, fresh_key: Callable[[], str]
-) -> None:
+    catalog: Catalog, config: Config, *, fresh_key: Callable[[], str]
+) -> set[TenantId]:
     """Shut the published identities out, and have nobody's deliveries signed with a key that everybody knows.
 
-    The tokens of the default account are seen to by what is configured.
+    Returns whose keys were replaced. The other tokens of the default account are seen to by what is configured.
     """
+    replaced: set[TenantId] = set()
     known = _PUBLISHED_KEYS - {config.current_signing_key, config.next_signing_key}
-    for number, _ in enumerate(_DEVELOPMENT, 1):
+    for number, (user_id, password, *_) in enumerate(_DEVELOPMENT, 1):
         id = TenantId(number)
         if id != DEFAULT_TENANT:
             for read_only in (False, True):
                 await catalog.delete_tokens(id, read_only=read_only, keep=None)
+        elif (published := make_token(user_id, password)) != config.token:
+            await catalog.delete_token(token_hash(published))
         tenant = await catalog.tenant(id)
         if tenant is not None and not known.isdisjoint((tenant.current_key, tenant.next_key)):
             current_key, next_key = (
                 fresh_key() if key in known else key for key in (tenant.current_key, tenant.next_key)
             )
-            fresh = Tenant(id=id, user_id=tenant.user_id, current_key=current_key, next_key=next_key)
-            await catalog.put_tenant(fresh, now=now)
+            await catalog.swap_keys(tenant, current_key=current_key, next_key=next_key)
+            replaced.add(id)
+    return replaced
+
+
+async def to_tell(catalog: Catalog, credentials: Credentials, *, clock: Clock) -> Credentials:
+    """What this start is to print: a token it has made becomes the account's only one, unless that of another start
+    does. Then there is nothing to tell.
+
+    Of several nodes that start at once the first one here prints, and the others wait until it has remembered so.
+    Killed in between it leaves a token that nobody has seen, and the next start makes another, if only after a
+    pause: it cannot know that nobody is about to print.
+    """
+    if credentials.token is None:
+        return credentials
+    mine = token_hash(credentials.token)
+    until = clock.now() + _TELL_MS
+    while True:
+        telling = await catalog.setting(_TELLING)
+        # Read later than what is being told: whoever has finished meanwhile is seen to have.
+        generated = await catalog.setting(_GENERATED)
+        if await _generated(catalog, generated) is not None:
+            return replace(credentials, token=None)
+        now = clock.now()
+        if telling is None or telling == generated or now >= until:
+            if await catalog.swap_setting(_TELLING, old=telling, new=mine.hex()):
+                break
+        else:
+            await clock.wait(asyncio.Event(), min(until, now + _LOOK_MS))
+    await _only(catalog, credentials.token, Principal(tenant=DEFAULT_TENANT), now=now)
+    return credentials
 
 
 async def remember_shown(catalog: Catalog, credentials: Credentials) -> None:

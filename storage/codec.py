@@ -17,6 +17,7 @@ from msgspec import Struct
 from relay.domain.dead_letter import DeadLetter, DeadLetterId
 from relay.domain.delivery import FINAL, Attempt, Change
 from relay.domain.event import Event
+from relay.domain.gates import Gate, GateId, GateKind
 from relay.domain.message import (
     Callback,
     FlowControl,
@@ -64,6 +65,10 @@ DEAD_LETTER_COLUMNS = (
     "tenant, id, message_id, failed_at, retried, started_at, ended_at, status, error, response_headers, "
     "response_body"
 )
+GATE_COLUMNS = (
+    "id, tenant, kind, name, created_at, updated_at, used_at, parallelism, rate, period_ms, paused, "
+    "parallelism_pinned, rate_pinned, held, window_at, window_count, members, accepted"
+)
 SCHEDULE_COLUMNS = (
     "tenant, id, cron, draft, created_at, revision, catch_up, overlap, paused, next_at, last_fired_at, error"
 )
@@ -84,6 +89,7 @@ class _Terms(Struct, frozen=True, omit_defaults=True):
     redaction: Redaction | None = None
     source: int | None = None
     signed_by: SignedBy | None = None
+    lane_of: int | None = None
 
 
 _NO_TERMS = _Terms()
@@ -154,6 +160,7 @@ def rare_row(message: Message) -> Row:
                 redaction=message.redaction,
                 source=origin.source,
                 signed_by=message.signed_by,
+                lane_of=message.lane_of,
             )
         )
     return (
@@ -219,7 +226,16 @@ def message_of(row: Row) -> Message:
         redaction=rare.redaction,
         signed_by=rare.signed_by,
         dedup_key=dedup_key,
+        lane_of=None if rare.lane_of is None else MessageId(rare.lane_of),
     )
+
+
+def lane_of(terms: str | None) -> MessageId | None:
+    """`Message.lane_of`, from the column that keeps it."""
+    if terms is None or '"lane_of"' not in terms:
+        return None
+    held = _decode(terms, _terms_decoder).lane_of
+    return None if held is None else MessageId(held)
 
 
 def place_of(url: str) -> tuple[str, str]:
@@ -340,6 +356,74 @@ def schedule_of(row: Row) -> Schedule:
         next_at=next_at,
         last_fired_at=last_fired_at,
         error=error,
+    )
+
+
+def gate_row(gate: Gate) -> Row:
+    """In the order of GATE_COLUMNS."""
+    return (
+        gate.id,
+        gate.tenant,
+        gate.kind.value,
+        gate.name,
+        gate.created_at,
+        gate.updated_at,
+        gate.used_at,
+        gate.parallelism,
+        gate.rate,
+        gate.period_ms,
+        int(gate.paused),
+        int(gate.parallelism_pinned),
+        int(gate.rate_pinned),
+        gate.held,
+        gate.window_at,
+        gate.window_count,
+        gate.members,
+        gate.accepted,
+    )
+
+
+def gate_of(row: Row) -> Gate:
+    """From the columns of GATE_COLUMNS."""
+    (
+        id_,
+        tenant,
+        kind,
+        name,
+        created_at,
+        updated_at,
+        used_at,
+        parallelism,
+        rate,
+        period_ms,
+        paused,
+        parallelism_pinned,
+        rate_pinned,
+        held,
+        window_at,
+        window_count,
+        members,
+        accepted,
+    ) = row
+    return Gate(
+        id=GateId(id_),
+        tenant=TenantId(tenant),
+        kind=GateKind(kind),
+        name=name,
+        created_at=created_at,
+        updated_at=updated_at,
+        used_at=used_at,
+        parallelism=parallelism,
+        rate=rate,
+        period_ms=period_ms,
+        paused=bool(paused),
+        parallelism_pinned=bool(parallelism_pinned),
+        rate_pinned=bool(rate_pinned),
+        held=held,
+        window_at=window_at,
+        window_count=window_count,
+        members=members,
+        accepted=accepted,
     )
 
 

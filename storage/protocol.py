@@ -13,6 +13,7 @@ from msgspec import Struct
 from relay.domain.dead_letter import DeadLetter, DeadLetterId
 from relay.domain.delivery import Claim, Lease, Settlement
 from relay.domain.event import Event
+from relay.domain.gates import Gate, GateChange, GateKind
 from relay.domain.message import Headers, Message, MessageId, TenantId
 from relay.domain.schedule import Run, Schedule
 from relay.domain.selection import Order, Selection
@@ -91,6 +92,13 @@ class ScheduleView(Struct, frozen=True, kw_only=True):
     last_states: dict[MessageId, bool | None]
 
 
+class FlowKey(Struct, frozen=True, kw_only=True):
+    """A flow-control key, and how many attempts are due and wait for its permit."""
+
+    gate: Gate
+    waiting: int
+
+
 class Retention(Struct, frozen=True, kw_only=True):
     """Instants before which things may be forgotten."""
 
@@ -123,7 +131,7 @@ class Inbox(Protocol):
         neither does a message whose id is stored already: repeating a publish is harmless.
 
         With `claim`, the first `claim.limit` of them that are due at `now` come back already leased, so that the
-        caller never reads back what it has just written.
+        caller never reads back what it has just written; but never one with a queue or a flow-control key.
         """
         ...
 
@@ -142,8 +150,8 @@ class Work(Protocol):
     """Taking deliveries and reporting what came of them."""
 
     async def claim(self, terms: ClaimTerms, *, now: int) -> Claimed:
-        """Lease what is due, oldest due time first. A lease that ran out is due like anything else, and taking
-        it over raises the claim's `lost_leases`."""
+        """Lease what is due, oldest due time first, and what its gates let pass. A lease that ran out is due like
+        anything else, and taking it over raises the claim's `lost_leases`."""
         ...
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[MessageId]:
@@ -238,6 +246,51 @@ class UrlGroups(Protocol):
         ...
 
 
+class Gates(Protocol):
+    """Queues and flow-control keys. Messages make the ones they name; limits and counts hold at every commit.
+
+    `Gate.members` of a queue is its lag. A claim never exceeds a limit, whoever claims.
+    """
+
+    async def change_gate(
+        self,
+        tenant: TenantId,
+        kind: GateKind,
+        name: str,
+        change: GateChange,
+        *,
+        create: bool,
+        limit: int | None = None,
+        now: int,
+    ) -> bool:
+        """Change a gate, for all that waits at it too. False when there is none and none was made: without
+        `create`, or because the tenant has `limit` of the kind already.
+
+        Pausing a queue, or lowering its parallelism, also holds for messages that have a lane and were never
+        attempted; those that were keep their lane and go on.
+        """
+        ...
+
+    async def delete_queue(self, tenant: TenantId, name: str, *, now: int) -> bool:
+        """False when there was none. What waits in it is cancelled, in bounded bites; what is in flight is not
+        retried. The name is free at once. Interrupted, it is finished by `prune`."""
+        ...
+
+    async def queue(self, tenant: TenantId, name: str) -> Gate | None: ...
+
+    async def queues(self, tenant: TenantId) -> Sequence[Gate]: ...
+
+    async def flow_key(self, tenant: TenantId, name: str, *, now: int) -> FlowKey | None: ...
+
+    async def flow_keys(self, tenant: TenantId, *, search: str, limit: int, now: int) -> Sequence[FlowKey]:
+        """At most `limit` of those whose name contains `search`, by name."""
+        ...
+
+    async def in_flight(self, tenant: TenantId, *, now: int) -> int:
+        """How many deliveries of the tenant are being attempted now, by whomever."""
+        ...
+
+
 class Catalog(Protocol):
     """Who may speak, and the keys that sign."""
 
@@ -245,6 +298,10 @@ class Catalog(Protocol):
 
     async def put_token(self, token_hash: bytes, principal: Principal, *, now: int) -> None:
         """Let this token speak for the principal."""
+        ...
+
+    async def delete_token(self, token_hash: bytes) -> None:
+        """Forget one token, whoever it speaks for."""
         ...
 
     async def delete_tokens(self, tenant: TenantId, *, read_only: bool, keep: bytes | None) -> int:
@@ -263,6 +320,14 @@ class Catalog(Protocol):
         """Create, or replace the user id and keys of, the tenant with this number."""
         ...
 
+    async def create_tenant(self, tenant: Tenant, *, now: int) -> Tenant:
+        """Create it unless there is one with this number; what is stored is the answer to all who try at once."""
+        ...
+
+    async def swap_keys(self, old: Tenant, *, current_key: str, next_key: str) -> bool:
+        """Replace the keys of a tenant if they are those of `old`. False: they are others by now, or it is gone."""
+        ...
+
     async def rotate_keys(self, tenant: TenantId, *, fresh: str) -> Tenant | None:
         """current := next, next := fresh, in one statement, so that two rotations are two rotations."""
         ...
@@ -270,6 +335,10 @@ class Catalog(Protocol):
     async def setting(self, name: str) -> str | None: ...
 
     async def put_setting(self, name: str, value: str) -> None: ...
+
+    async def swap_setting(self, name: str, *, old: str | None, new: str) -> bool:
+        """Replace `old`, None for no such setting. False: it is another by now. Of several at once one wins."""
+        ...
 
 
 class Archive(Protocol):
@@ -308,8 +377,9 @@ class Archive(Protocol):
         ...
 
     async def prune(self, retention: Retention, *, now: int, limit: int) -> int:
-        """Forget at most about `limit` rows of history, dead letters, messages without either, and spent
-        deduplication keys; returns how many rows went, 0 when nothing was old enough."""
+        """Forget at most about `limit` rows of history, dead letters, messages without either, spent
+        deduplication keys and unused flow-control keys; returns how many rows went, 0 when nothing was old
+        enough."""
         ...
 
     async def stats(self) -> Stats: ...
@@ -343,7 +413,7 @@ class Transfer(Protocol):
         ...
 
 
-class Storage(Inbox, Work, Schedules, UrlGroups, Catalog, Archive, Transfer, Protocol):
+class Storage(Inbox, Work, Schedules, UrlGroups, Gates, Catalog, Archive, Transfer, Protocol):
     """A database that can do all of it.
 
     `last_id` is the greatest id of a message or a dead letter it held when it was opened, `node` the number that

@@ -65,6 +65,7 @@ def a_message(
     redaction: Redaction | None = None,
     signed_by: SignedBy | None = None,
     dedup_key: bytes | None = None,
+    lane_of: MessageId | None = None,
 ) -> Message:
     """A message due at its creation unless `not_before` says otherwise."""
     return Message(
@@ -89,6 +90,7 @@ def a_message(
         redaction=redaction,
         signed_by=signed_by,
         dedup_key=dedup_key,
+        lane_of=lane_of,
     )
 
 

@@ -37,11 +37,11 @@ class Live:
     def token(self) -> str:
         return self.environment["QSTASH_TOKEN"]
 
-    def get(self, path: str) -> tuple[int, bytes]:
-        """Status and body of a GET without a token."""
+    def get(self, path: str, *, token: str | None = None) -> tuple[int, bytes]:
+        """Status and body of a GET."""
         connection = http.client.HTTPConnection("127.0.0.1", int(self.port), timeout=_PATIENCE_S)
         try:
-            connection.request("GET", path)
+            connection.request("GET", path, headers={"Authorization": f"Bearer {token}"} if token else {})
             response = connection.getresponse()
             return response.status, response.read()
         finally:

@@ -1,5 +1,6 @@
 """Who may speak to a relay that starts."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from relay.accounts import (
     make_token,
     production,
     remember_shown,
+    to_tell,
     token_hash,
     user_id_of,
 )
+from relay.clock import Clock, FakeClock, SystemClock
 from relay.config import Config
 from relay.domain.message import TenantId
 from relay.domain.tenant import DEFAULT_TENANT, Principal
@@ -38,10 +41,12 @@ async def storage(tmp_path: Path) -> AsyncIterator[Storage]:
     await opened.close()
 
 
-async def start(storage: Storage, config: Config | None = None) -> Credentials:
-    return await production(
+async def start(storage: Storage, config: Config | None = None, clock: Clock | None = None) -> Credentials:
+    """As far as to what is printed."""
+    made = await production(
         storage, config or Config(), now=NOW, fresh_key=generate_key, fresh_name=random_name
     )
+    return await to_tell(storage, made, clock=clock or FakeClock(NOW))
 
 
 async def may_speak(storage: Storage, token: str) -> bool:
@@ -156,14 +161,41 @@ async def test_the_first_start_makes_a_token_in_the_documented_shape_and_tells_i
     assert await may_speak(storage, first.token)
 
 
-async def test_a_token_nobody_has_seen_is_made_again(storage: Storage) -> None:
+async def test_a_token_nobody_has_seen_is_made_again_when_nobody_can_be_about_to_print_it(
+    storage: Storage,
+) -> None:
     lost = await start(storage)
-    again = await start(storage)
+    clock = FakeClock(NOW)
+    waiting = asyncio.create_task(start(storage, clock=clock))
+    while not waiting.done():
+        await asyncio.sleep(0)
+        clock.advance(1)
+    assert clock.now() >= NOW + 10_000
+    again = await waiting
     assert again.token is not None
     assert lost.token is not None
     assert again.token != lost.token
     assert await may_speak(storage, again.token)
     assert not await may_speak(storage, lost.token)
+
+
+async def test_of_several_starts_at_once_one_tells_a_token_and_all_have_its_keys(storage: Storage) -> None:
+    starts = [asyncio.create_task(start(storage, clock=SystemClock())) for _ in range(5)]
+    first, _ = await asyncio.wait(starts, return_when=asyncio.FIRST_COMPLETED)
+    (told,) = (task.result() for task in first)
+    assert told.token is not None
+    await remember_shown(storage, told)
+    assert [one.token for one in await asyncio.gather(*starts) if one is not told] == [None] * 4
+    assert {(one.current_key, one.next_key) for one in await asyncio.gather(*starts)} == {
+        (told.current_key, told.next_key)
+    }
+    assert await may_speak(storage, told.token)
+
+
+async def test_a_published_token_is_shut_out_before_anything_is_told(storage: Storage) -> None:
+    await development(storage, now=NOW)
+    await production(storage, Config(), now=NOW, fresh_key=generate_key, fresh_name=random_name)
+    assert [token for token in PUBLISHED if await may_speak(storage, token)] == []
 
 
 async def test_a_configured_token_replaces_every_other_at_once(storage: Storage) -> None:
@@ -176,7 +208,25 @@ async def test_a_configured_token_replaces_every_other_at_once(storage: Storage)
     assert not await may_speak(storage, generated.token)
 
 
+async def test_a_token_is_told_again_once_the_configuration_has_replaced_the_one_that_was(
+    storage: Storage,
+) -> None:
+    first = await start(storage)
+    await remember_shown(storage, first)
+    await start(storage, Config(token=TOKEN))
+    again = await start(storage)
+    assert again.token is not None
+    assert await may_speak(storage, again.token)
+    assert not await may_speak(storage, TOKEN)
+
+
 async def test_keys_made_for_a_configured_token_are_said_to_be_untold_once(storage: Storage) -> None:
+    assert (await start(storage, Config(token=TOKEN))).untold_keys
+    assert not (await start(storage, Config(token=TOKEN))).untold_keys
+
+
+async def test_keys_made_in_place_of_published_ones_are_said_to_be_untold_once(storage: Storage) -> None:
+    await development(storage, now=NOW)
     assert (await start(storage, Config(token=TOKEN))).untold_keys
     assert not (await start(storage, Config(token=TOKEN))).untold_keys
 

@@ -27,7 +27,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "relay/log": frozenset({"orjson"}),
     "relay/metrics": frozenset({"prometheus_client"}),
     "relay/config": frozenset({"relay.domain"}),
-    "relay/accounts": frozenset({"relay.config", "relay.domain", "storage.protocol"}),
+    "relay/accounts": frozenset({"relay.clock", "relay.config", "relay.domain", "storage.protocol"}),
     "relay/greeting": frozenset({"relay.accounts"}),
     "relay/merge": frozenset({"prometheus_client"}),
     "relay/peers": frozenset({"relay.merge"}),

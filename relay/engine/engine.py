@@ -129,6 +129,8 @@ class Engine:
         self._emptied.set()
         self._sleeping_until = 0
         self.last_progress_at = clock.now()
+        #: Whether storage has answered a claim since the start.
+        self.has_looked = False
         storage.on_work(self.wake)
 
     # --- the way in -------------------------------------------------------------------------------------------
@@ -198,6 +200,7 @@ class Engine:
                 continue
             finally:
                 self._give_back(limit)
+            self.has_looked = True
             next_at = claimed.next_due_at or now + _POLL_MS
             self._behind = next_at <= now and bool(claimed.claims)
             if not self._behind:

@@ -25,6 +25,10 @@ def put_token(token_hash: bytes, principal: Principal, *, now: int) -> Script[No
     )
 
 
+def delete_token(token_hash: bytes) -> Script[None]:
+    yield Query("DELETE FROM tokens WHERE hash = ?1", (token_hash,))
+
+
 def delete_tokens(tenant: TenantId, *, read_only: bool, keep: bytes | None) -> Script[int]:
     rows = yield Query(
         "DELETE FROM tokens WHERE tenant = ?1 AND read_only = ?2 AND hash <> ?3 RETURNING 1",
@@ -60,6 +64,30 @@ def put_tenant(tenant: Tenant, *, now: int) -> Script[None]:
     )
 
 
+def create_tenant(new: Tenant, *, now: int) -> Script[Tenant]:
+    """In a transaction: whoever comes second waits at the first statement, and reads what the first has written."""
+    yield Query(
+        """
+        INSERT INTO tenants (id, user_id, current_key, next_key, created_at) VALUES (?1, ?2, ?3, ?4, ?5)
+        ON CONFLICT (id) DO NOTHING
+        """,
+        (new.id, new.user_id, new.current_key, new.next_key, now),
+    )
+    stored = yield from tenant(new.id)
+    return stored or new
+
+
+def swap_keys(old: Tenant, *, current_key: str, next_key: str) -> Script[bool]:
+    rows = yield Query(
+        """
+        UPDATE tenants SET current_key = ?4, next_key = ?5
+        WHERE id = ?1 AND current_key = ?2 AND next_key = ?3 RETURNING 1
+        """,
+        (old.id, old.current_key, old.next_key, current_key, next_key),
+    )
+    return bool(rows)
+
+
 def rotate_keys(number: TenantId, *, fresh: str) -> Script[Tenant | None]:
     """One statement: a crash leaves both keys or neither moved."""
     rows = yield Query(
@@ -83,3 +111,16 @@ def put_setting(name: str, value: str) -> Script[None]:
         " ON CONFLICT (name) DO UPDATE SET value = excluded.value",
         (name, value),
     )
+
+
+def swap_setting(name: str, *, old: str | None, new: str) -> Script[bool]:
+    if old is None:
+        rows = yield Query(
+            "INSERT INTO settings (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO NOTHING RETURNING 1",
+            (name, new),
+        )
+    else:
+        rows = yield Query(
+            "UPDATE settings SET value = ?2 WHERE name = ?1 AND value = ?3 RETURNING 1", (name, new, old)
+        )
+    return bool(rows)

@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 
 from relay.domain.dead_letter import DeadLetter, DeadLetterId
 from relay.domain.delivery import Lease, Settlement, released
+from relay.domain.errors import Unavailable
 from relay.domain.event import Event
+from relay.domain.gates import Gate, GateChange, GateKind
 from relay.domain.message import Headers, Message, MessageId, TenantId
 from relay.domain.schedule import Run, Schedule
 from relay.domain.selection import Order, Selection
@@ -28,13 +30,15 @@ from storage.protocol import (
     ClaimTerms,
     DueSchedule,
     Firing,
+    FlowKey,
     Page,
     Published,
     Retention,
     ScheduleView,
     Stats,
 )
-from storage.sql import archive, cancel, catalog, schedules, transfer, url_groups
+from storage.sql import archive, cancel, catalog, gates, schedules, transfer, url_groups
+from storage.sql.gates import LONGEST_LEASE_MS
 from storage.sql.road import Acceptance, cost_of_messages, cost_of_settlements
 from storage.sql.script import Query, Script, slices
 from storage.sqlite import driver, work
@@ -46,6 +50,8 @@ T = TypeVar("T")
 
 #: Counting all rows of a large table.
 _TRANSFER_S = 600.0
+
+_NOT_HANDED_BACK = "claims nobody waited for could not be handed back: %s"
 
 _log = logging.getLogger("relay.storage")
 
@@ -90,8 +96,13 @@ async def open_sqlite(url: str, *, node: int = 0, migrate: bool = True) -> "Sqli
         if temporary is not None:
             temporary.cleanup()
         if isinstance(error, driver.Error):
-            raise driver.translated(error) from error
+            raise _about(path, driver.translated(error)) from error
         raise
+
+
+def _about(path: Path, problem: Exception) -> Exception:
+    """What whoever starts the relay is told; publishers later hear no path."""
+    return Unavailable(f"{path}: {problem}") if isinstance(problem, Unavailable) else problem
 
 
 class _Opened:
@@ -194,12 +205,14 @@ class SqliteStorage:
     async def _cancel(
         self, tenant: TenantId, ids: Sequence[int], limit: int, now: int
     ) -> Sequence[MessageId]:
-        def bite(tx: Tx) -> Sequence[MessageId]:
-            outcome = tx.run(cancel.cancel(tenant, ids, limit=limit, now=now, position=tx.position))
-            tx.live -= outcome.ended
-            return outcome.ids
+        return await self._call(lambda tx: self._cancel_in(tx, tenant, ids, limit, now))
 
-        return await self._call(bite)
+    @staticmethod
+    def _cancel_in(tx: Tx, tenant: TenantId, ids: Sequence[int], limit: int, now: int) -> Sequence[MessageId]:
+        outcome = tx.run(cancel.cancel(tenant, ids, limit=limit, now=now, position=tx.position))
+        tx.live -= outcome.ended
+        tx.due(outcome.opens_at)
+        return outcome.ids
 
     # Work
 
@@ -289,6 +302,51 @@ class SqliteStorage:
     async def delete_url_group(self, tenant: TenantId, name: str) -> bool:
         return await self._write(lambda: url_groups.delete_url_group(tenant, name))
 
+    # Gates
+
+    async def change_gate(
+        self,
+        tenant: TenantId,
+        kind: GateKind,
+        name: str,
+        change: GateChange,
+        *,
+        create: bool,
+        limit: int | None = None,
+        now: int,
+    ) -> bool:
+        def write(tx: Tx) -> bool:
+            done, opens_at = tx.run(
+                gates.change(tenant, kind, name, change, create=create, limit=limit, now=now)
+            )
+            tx.due(opens_at)
+            return done
+
+        return await self._call(write)
+
+    async def delete_queue(self, tenant: TenantId, name: str, *, now: int) -> bool:
+        gate = await self._write(lambda: gates.retire(tenant, name, now))
+        if gate is None:
+            return False
+        while ids := await self._call(lambda tx: tx.run(gates.stragglers(gate, limit=cancel.BITE))):
+            await self._cancel(tenant, ids, len(ids), now)
+        return True
+
+    async def queue(self, tenant: TenantId, name: str) -> Gate | None:
+        return await self._lookups.run(gates.queue(tenant, name))
+
+    async def queues(self, tenant: TenantId) -> Sequence[Gate]:
+        return await self._searches.run(gates.queues(tenant))
+
+    async def flow_key(self, tenant: TenantId, name: str, *, now: int) -> FlowKey | None:
+        return await self._lookups.run(gates.flow_key(tenant, name, now))
+
+    async def flow_keys(self, tenant: TenantId, *, search: str, limit: int, now: int) -> Sequence[FlowKey]:
+        return await self._searches.run(gates.flow_keys(tenant, search, limit=limit, now=now))
+
+    async def in_flight(self, tenant: TenantId, *, now: int) -> int:
+        return await self._searches.run(gates.in_flight(tenant, until=now + LONGEST_LEASE_MS))
+
     # Catalog
 
     async def principal(self, token_hash: bytes) -> Principal | None:
@@ -296,6 +354,9 @@ class SqliteStorage:
 
     async def put_token(self, token_hash: bytes, principal: Principal, *, now: int) -> None:
         await self._write(lambda: catalog.put_token(token_hash, principal, now=now))
+
+    async def delete_token(self, token_hash: bytes) -> None:
+        await self._write(lambda: catalog.delete_token(token_hash))
 
     async def delete_tokens(self, tenant: TenantId, *, read_only: bool, keep: bytes | None) -> int:
         return await self._write(lambda: catalog.delete_tokens(tenant, read_only=read_only, keep=keep))
@@ -312,6 +373,12 @@ class SqliteStorage:
     async def put_tenant(self, tenant: Tenant, *, now: int) -> None:
         await self._write(lambda: catalog.put_tenant(tenant, now=now))
 
+    async def create_tenant(self, tenant: Tenant, *, now: int) -> Tenant:
+        return await self._write(lambda: catalog.create_tenant(tenant, now=now))
+
+    async def swap_keys(self, old: Tenant, *, current_key: str, next_key: str) -> bool:
+        return await self._write(lambda: catalog.swap_keys(old, current_key=current_key, next_key=next_key))
+
     async def rotate_keys(self, tenant: TenantId, *, fresh: str) -> Tenant | None:
         return await self._write(lambda: catalog.rotate_keys(tenant, fresh=fresh))
 
@@ -320,6 +387,9 @@ class SqliteStorage:
 
     async def put_setting(self, name: str, value: str) -> None:
         await self._write(lambda: catalog.put_setting(name, value))
+
+    async def swap_setting(self, name: str, *, old: str | None, new: str) -> bool:
+        return await self._write(lambda: catalog.swap_setting(name, old=old, new=new))
 
     # Archive
 
@@ -373,7 +443,13 @@ class SqliteStorage:
         def prune(tx: Tx) -> int:
             removed = tx.run(archive.prune(retention, now=now, limit=limit))
             tx.dead_letters -= removed.dead_letters
-            return removed.rows
+            left = tx.run(gates.retired())
+            if left is None:
+                return removed.rows
+            # Whoever deleted this queue was interrupted.
+            gate, tenant = left
+            ids = tx.run(gates.stragglers(gate, limit=limit))
+            return removed.rows + len(self._cancel_in(tx, tenant, ids, len(ids), now))
 
         return await self._call(prune)
 
@@ -447,14 +523,20 @@ class SqliteStorage:
 
     def _orphaned(self, result: object) -> None:
         """Whoever asked for claims has gone: hand them back instead of letting their leases run out."""
-        if isinstance(result, Published | Claimed) and result.claims and not self._closed:
-            back: Sequence[Settlement] = [released(one, now=one.claimed_at) for one in result.claims]
-            self._writer.submit(_SETTLE, back).add_done_callback(_report)
+        if not isinstance(result, Published | Claimed) or not result.claims:
+            return
+        back: Sequence[Settlement] = [released(one, now=one.claimed_at) for one in result.claims]
+        try:
+            future = self._writer.submit(_SETTLE, back)
+        except Unavailable as problem:
+            _log.warning(_NOT_HANDED_BACK, problem)
+        else:
+            future.add_done_callback(_report)
 
 
 def _report(future: "asyncio.Future[Any]") -> None:
     if not future.cancelled() and future.exception() is not None:
-        _log.warning("claims nobody waited for could not be handed back: %s", future.exception())
+        _log.warning(_NOT_HANDED_BACK, future.exception())
 
 
 def _oldest_due() -> Script[int | None]:

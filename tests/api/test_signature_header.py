@@ -56,7 +56,12 @@ async def test_a_retry_of_a_dead_letter_may_choose_another_scheme(rig: Rig) -> N
     assert (await rig.show(retried.json["messageId"]))["signature"] == "qstash"
 
 
-@pytest.mark.parametrize("path", ["/v2/publish/", "/v2/schedules/", "/v2/dlq/retry"])
+async def test_a_message_in_a_queue_is_signed_as_it_asks(rig: Rig) -> None:
+    queued = (await rig.call("POST", f"/v2/enqueue/queue/{URL}", headers=STANDARD)).json
+    assert (await rig.show(queued["messageId"]))["signature"] == "standard"
+
+
+@pytest.mark.parametrize("path", ["/v2/publish/", "/v2/enqueue/queue/", "/v2/schedules/", "/v2/dlq/retry"])
 async def test_a_scheme_nobody_knows_is_refused_by_the_name_of_the_header(rig: Rig, path: str) -> None:
     target = path if path.endswith("retry") else path + URL
     headers = {"Relay-Signature": "pgp"} | ({"Upstash-Cron": "@daily"} if "schedules" in path else {})

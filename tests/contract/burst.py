@@ -5,11 +5,13 @@ import os
 import sys
 
 from relay.domain.delivery import settle
+from relay.domain.message import Callback
 from relay.main import open_storage
 from storage.protocol import ClaimTerms
 from tests.builders import NOW, a_message, an_attempt, next_id
 
 TERMS = ClaimTerms(limit=100, lease_ms=30_000)
+FAILED = Callback(url="https://example.com/failed")
 
 
 async def main(url: str) -> None:
@@ -20,7 +22,10 @@ async def main(url: str) -> None:
 
     async def worker(number: int) -> None:
         while True:
-            messages = [a_message(body=b"x" * 500, max_retries=0, labels=("l",)) for _ in range(3)]
+            messages = [
+                a_message(body=b"x" * 500, max_retries=0, labels=("l",), failure_callback=FAILED)
+                for _ in range(3)
+            ]
             published = await storage.publish(messages, now=NOW, claim=TERMS)
             for message in messages:
                 say("accepted", message.id)

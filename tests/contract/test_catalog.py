@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import pytest
+
 from relay.domain.message import TenantId
 from relay.domain.tenant import Principal, Tenant
 from storage.protocol import Storage
@@ -56,6 +58,28 @@ async def test_a_tenant_is_created_and_replaced(storage: Storage) -> None:
     assert await storage.tenants() == [a_tenant("renamed"), other]
 
 
+async def test_of_several_that_create_a_tenant_at_once_one_does_and_all_learn_which(storage: Storage) -> None:
+    learned = await asyncio.gather(*(storage.create_tenant(a_tenant(f"u{n}"), now=NOW) for n in range(4)))
+    stored = await storage.tenant(TENANT)
+    assert stored in [a_tenant(f"u{n}") for n in range(4)]
+    assert learned == [stored] * 4
+    assert await storage.create_tenant(a_tenant("late"), now=NOW) == stored
+
+
+async def test_keys_are_swapped_only_for_those_that_were_read(storage: Storage) -> None:
+    old = a_tenant()
+    assert not await storage.swap_keys(old, current_key="a", next_key="b")
+    await storage.put_tenant(old, now=NOW)
+    swapped = await asyncio.gather(
+        *(storage.swap_keys(old, current_key=f"a{n}", next_key=f"b{n}") for n in range(3))
+    )
+    assert sorted(swapped) == [False, False, True]
+    winner = swapped.index(True)
+    assert await storage.tenant(TENANT) == Tenant(
+        id=TENANT, user_id="user", current_key=f"a{winner}", next_key=f"b{winner}"
+    )
+
+
 async def test_a_rotation_moves_the_next_key_up(storage: Storage) -> None:
     assert await storage.rotate_keys(TENANT, fresh="sig_3") is None
     await storage.put_tenant(a_tenant(), now=NOW)
@@ -80,6 +104,25 @@ async def test_settings_are_kept_and_replaced(
     await storage.put_setting("name", "two")
     assert await storage.setting("name") == "two"
     assert await (await reopen()).setting("name") == "two"
+
+
+@pytest.mark.parametrize("old", [None, "old"])
+async def test_of_several_that_swap_a_setting_at_once_one_does(storage: Storage, old: str | None) -> None:
+    if old is not None:
+        assert not await storage.swap_setting("name", old=old, new="new")
+        await storage.put_setting("name", old)
+    swapped = await asyncio.gather(*(storage.swap_setting("name", old=old, new=f"new {n}") for n in range(4)))
+    assert sorted(swapped) == [False, False, False, True]
+    assert await storage.setting("name") == f"new {swapped.index(True)}"
+
+
+async def test_one_token_is_forgotten_and_no_other(storage: Storage) -> None:
+    for one in (HASH, OTHER_HASH):
+        await storage.put_token(one, Principal(tenant=TENANT), now=NOW)
+    await storage.delete_token(HASH)
+    await storage.delete_token(THIRD_HASH)
+    assert await storage.principal(HASH) is None
+    assert await storage.principal(OTHER_HASH) is not None
 
 
 async def test_a_ping_is_a_commit_and_leaves_no_trace_for_others(storage: Storage) -> None:

@@ -77,8 +77,11 @@ async def examine(storage: Storage, said: dict[str, set[int]]) -> None:
     """What was acknowledged is there, and every message is exactly where its log says it is."""
     events = await storage.events(TENANT, EVERYTHING, order=Order.EARLIEST_FIRST, start=None, limit=10**6)
     log: dict[int, list[State]] = {}
+    called_back: dict[int, MessageId] = {}
     for event in events:
         log.setdefault(event.message.id, []).extend(event.change.states)
+        if event.message.origin.source is not None:
+            called_back[event.message.id] = event.message.origin.source
     letters = await storage.dead_letters(
         TENANT, EVERYTHING, order=Order.EARLIEST_FIRST, start=None, limit=10**6
     )
@@ -93,6 +96,9 @@ async def examine(storage: Storage, said: dict[str, set[int]]) -> None:
     assert said["failed"] <= dead
     alive = {claim.message.id for claim in claimed.claims}
     assert {id_ for id_, states in log.items() if states[-1] is State.FAILED} == dead
-    assert {id_ for id_, states in log.items() if states[-1] is State.ACTIVE} == alive
+    # A dead letter and its failure callback are one commit: there is none of them without the other.
+    assert sorted(called_back.values()) == sorted(dead)
+    assert {id_ for id_, states in log.items() if states[-1] is State.ACTIVE} == alive - called_back.keys()
+    assert called_back.keys() <= alive
     assert all(MessageId(id_) in log for id_ in alive)
     assert (stats.live, stats.dead_letters) == (len(alive), len(dead))

@@ -100,7 +100,7 @@ def test_without_the_driver_a_sentence_says_what_to_install() -> None:
 
 
 async def test_a_server_that_is_not_there_is_named_without_its_password() -> None:
-    with pytest.raises(Unavailable, match="the database cannot be reached") as caught:
+    with pytest.raises(Unavailable, match=r"^127\.0\.0\.1:1/relay: the database cannot be reached") as caught:
         await open_postgres("postgresql://relay:secret@127.0.0.1:1/relay")
     assert "secret" not in str(caught.value)
 
@@ -365,6 +365,20 @@ async def test_claims_whose_caller_has_gone_are_handed_back(storage: PostgresSto
         while len(found) < 3:
             found |= {claim.message.id for claim in await take(storage)}
     assert found == {message.id for message in messages}
+
+
+async def test_claims_whose_caller_has_gone_while_it_closes_are_handed_back(url: str) -> None:
+    storage = await open_postgres(url)
+    messages = [a_message() for _ in range(3)]
+    await accept(storage, *messages[:2])
+    asked = [asyncio.create_task(take(storage)), asyncio.create_task(start(storage, messages[2]))]
+    await asyncio.sleep(0)
+    for task in asked:
+        task.cancel()
+    await storage.close()
+    again = await open_postgres(url)
+    assert {claim.message.id for claim in await take(again)} == {message.id for message in messages}
+    await again.close()
 
 
 # Statements that wait.

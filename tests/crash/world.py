@@ -50,12 +50,16 @@ class World:
     async def ready(self) -> None:
         """Wait until a relay in trouble can do its work again, and remember how long that took."""
         began = time.monotonic()
+        await self.started()
+        self.recovered_since(began)
+
+    async def started(self) -> None:
+        """Wait until a relay is ready: from then on it starts what is published without asking storage again."""
 
         async def is_ready() -> bool:
             return await self.client.status("/readyz") == 200
 
         await until(is_ready, lambda: f"it does not get ready:\n{self.node.log[-5000:]}")
-        self.recovered_since(began)
 
     def recovered_since(self, began: float) -> None:
         """All is well again; it was not from the instant `began` (of `time.monotonic`) on."""
