@@ -62,7 +62,7 @@ async def test_an_accepted_message_reads_back_exactly_as_it_was_given(storage: S
     assert await storage.message(TENANT, plain.id) == plain
     assert await storage.message(TENANT, signed.id) == signed
     assert await storage.message(TENANT, full.id) == full
-    assert [claim.message for claim in await take(storage, now=NOW + 5)] == [plain, full, signed]
+    assert [claim.message for claim in await take(storage, now=NOW + 5)] == [plain, signed, full]
 
 
 async def test_what_was_accepted_survives_a_restart(
