@@ -87,7 +87,7 @@ class Verifier:
 def _from_environment() -> tuple[str, ...]:
     missing = [name for name in KEY_VARIABLES if not os.environ.get(name)]
     if missing:
-        raise ValueError(f"No keys were given, and {' and '.join(missing)} is not set.")
+        raise ValueError(f"No keys were given, and the environment does not set {' and '.join(missing)}.")
     return tuple(os.environ[name] for name in KEY_VARIABLES)
 
 

@@ -145,7 +145,7 @@ def test_every_volume_and_every_host_that_is_named_exists() -> None:
 
 
 def test_the_image_can_talk_to_postgres() -> None:
-    assert "'.[postgres]'" in (DEPLOY / "Dockerfile").read_text()
+    assert "'.[postgres,ed25519]'" in (DEPLOY / "Dockerfile").read_text()
 
 
 # The chart

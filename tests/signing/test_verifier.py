@@ -144,6 +144,6 @@ def test_without_keys_those_of_the_environment_count() -> None:
 
 def test_without_keys_anywhere_it_is_said_which_variables_are_missing() -> None:
     assert built_with(QSTASH_CURRENT_SIGNING_KEY=PAIR.current, QSTASH_NEXT_SIGNING_KEY="") == (
-        "No keys were given, and QSTASH_NEXT_SIGNING_KEY is not set."
+        "No keys were given, and the environment does not set QSTASH_NEXT_SIGNING_KEY."
     )
     assert "QSTASH_CURRENT_SIGNING_KEY and QSTASH_NEXT_SIGNING_KEY" in built_with()
