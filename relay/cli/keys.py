@@ -7,7 +7,6 @@ from relay.cli.commands import OPERATE, Commands
 from relay.cli.options import add_connection, opened
 from relay.cli.outcome import OK
 from relay.cli.shell import Shell
-from signing import Ed25519MissingError, PrivateKey, webhook_secret
 
 
 def register(commands: Commands) -> None:
@@ -59,6 +58,9 @@ def _print(args: argparse.Namespace, shell: Shell, method: str, path: str) -> in
 
 def _standard(key: str) -> dict[str, str]:
     """What receivers of Standard Webhooks get for a signing key; in place of a public key, why there is none."""
+    # Not above: other commands do without it.
+    from signing import Ed25519MissingError, PrivateKey, webhook_secret
+
     keys = {"secret": webhook_secret(key)}
     try:
         return keys | {"publicKey": PrivateKey.derived(key).public}
