@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from relay import accounts, greeting
@@ -41,8 +41,10 @@ from signing import generate_key
 from storage.copy import CannotCopy, Copied, refuse_unfinished
 from storage.copy import copy as copy_all
 from storage.postgres import open_postgres
-from storage.protocol import CannotOpen, Storage
-from storage.sqlite import open_sqlite
+from storage.protocol import Accounts, CannotOpen, Storage
+from storage.sqlite import SqliteAccounts, open_accounts, open_sqlite
+
+T = TypeVar("T")
 
 #: Development reaches what a laptop has: itself, its containers, its network.
 _DEV_DEFAULTS = {
@@ -62,11 +64,15 @@ def main(mode: Mode, flags: Mapping[str, str]) -> int:
     return ending(lambda: run_loop(_run_as(mode, flags)))
 
 
+#: What is said to the operator in one sentence, without a trace of where it came from.
+PROBLEMS = (ConfigError, CannotOpen, CannotCopy, Unavailable, OSError)
+
+
 def ending(program: Callable[[], int]) -> int:
     """The exit status of a program; what keeps it from starting is said in one sentence."""
     try:
         return program()
-    except (ConfigError, CannotOpen, CannotCopy, Unavailable, OSError) as problem:
+    except PROBLEMS as problem:
         print(f"relay: {problem}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -94,7 +100,7 @@ def _raise_open_files_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def run_loop(program: Coroutine[Any, Any, int]) -> int:
+def run_loop(program: Coroutine[Any, Any, T]) -> T:
     try:
         import uvloop
     except ImportError:  # not made for this platform
@@ -193,6 +199,35 @@ def migrate(flags: Mapping[str, str]) -> int:
         return 0
 
     return ending(lambda: run_loop(program(load(os.environ, flags=flags))))
+
+
+def administer(
+    environment: Mapping[str, str],
+    flags: Mapping[str, str],
+    program: Callable[[Accounts, int], Coroutine[Any, Any, T]],
+) -> T:
+    """What `program` makes of the accounts of the configured database, and of the time there.
+
+    Relays may run on the database meanwhile. Raises `PROBLEMS`, and what the program raises.
+    """
+    url = load(environment, flags=flags).database_url
+
+    async def on_accounts() -> T:
+        clock = clock_for(url)
+        storage = await _open_accounts(url, clock)
+        try:
+            await refuse_unfinished(storage)
+            return await program(storage, clock.now())
+        finally:
+            await storage.close()
+
+    return run_loop(on_accounts())
+
+
+async def _open_accounts(url: str, clock: Clock) -> Storage | SqliteAccounts:
+    if url.startswith(_POSTGRES):
+        return await open_storage(url, clock=clock, migrate=False)
+    return await open_accounts(url)
 
 
 def copy(
@@ -332,7 +367,7 @@ class Relay:
         services = Services(
             storage=storage,
             publisher=self._engine,
-            authenticator=Authenticator(storage, clock),
+            authenticator=Authenticator(storage, clock, config.limits()),
             bodies=Bodies(),
             clock=clock,
             ids=ids,

@@ -5,7 +5,7 @@ one transaction, durable when it returns; when it raises `Unavailable` nothing i
 caller may repeat it. Each role is what one consumer needs; `Storage` is all of them.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -17,7 +17,7 @@ from relay.domain.gates import Gate, GateChange, GateKind
 from relay.domain.message import Headers, Message, MessageId, TenantId
 from relay.domain.schedule import Run, Schedule
 from relay.domain.selection import Order, Selection
-from relay.domain.tenant import Principal, Tenant
+from relay.domain.tenant import Principal, Tenant, TenantLimits, Token
 from relay.domain.url_group import Endpoint, EndpointRef, UrlGroup
 
 #: How long a deduplication key holds, by the deduplication guide of the QStash documentation. It is freed earlier
@@ -65,11 +65,13 @@ class DueSchedule(Struct, frozen=True, kw_only=True):
     """A schedule whose next tick has come, and whether messages of its last run are still unfinished.
 
     `group` is the URL group that its draft names, as it is now; None when it does not exist, or none is named.
+    `disabled`: its tenant is.
     """
 
     schedule: Schedule
     in_progress: bool
     group: UrlGroup | None = None
+    disabled: bool = False
 
 
 class Firing(Struct, frozen=True, kw_only=True):
@@ -100,10 +102,14 @@ class FlowKey(Struct, frozen=True, kw_only=True):
 
 
 class Retention(Struct, frozen=True, kw_only=True):
-    """Instants before which things may be forgotten."""
+    """Instants before which things may be forgotten; `own` holds those of tenants that differ from the others."""
 
     events_before: int
     dead_letters_before: int
+    own: Mapping[TenantId, "Retention"] = {}
+
+    def of(self, tenant: TenantId) -> "Retention":
+        return self.own.get(tenant, self)
 
 
 class Stats(Struct, frozen=True, kw_only=True):
@@ -294,18 +300,21 @@ class Gates(Protocol):
 class Catalog(Protocol):
     """Who may speak, and the keys that sign."""
 
-    async def principal(self, token_hash: bytes) -> Principal | None: ...
-
-    async def put_token(self, token_hash: bytes, principal: Principal, *, now: int) -> None:
-        """Let this token speak for the principal."""
+    async def principal(self, token_hash: bytes) -> Principal | None:
+        """As it is stored: whether the token has expired, or its tenant is disabled, is for the caller to judge."""
         ...
 
-    async def delete_token(self, token_hash: bytes) -> None:
-        """Forget one token, whoever it speaks for."""
+    async def put_token(self, token_hash: bytes, principal: Principal, *, now: int) -> None:
+        """Let this token of a start speak for the principal's tenant, for good."""
+        ...
+
+    async def delete_token(self, token_hash: bytes) -> bool:
+        """Forget one token, whoever it speaks for and whoever made it. False: there was none."""
         ...
 
     async def delete_tokens(self, tenant: TenantId, *, read_only: bool, keep: bytes | None) -> int:
-        """Forget the tenant's tokens of that kind, except the one with hash `keep`; returns how many."""
+        """Forget the tenant's tokens of that kind, except the one with hash `keep` and those that were issued;
+        returns how many."""
         ...
 
     async def tenant(self, tenant: TenantId) -> Tenant | None: ...
@@ -317,7 +326,7 @@ class Catalog(Protocol):
     async def tenants(self) -> Sequence[Tenant]: ...
 
     async def put_tenant(self, tenant: Tenant, *, now: int) -> None:
-        """Create, or replace the user id and keys of, the tenant with this number."""
+        """Create the tenant with this number, or replace its user id and keys and nothing else of it."""
         ...
 
     async def create_tenant(self, tenant: Tenant, *, now: int) -> Tenant:
@@ -338,6 +347,38 @@ class Catalog(Protocol):
 
     async def swap_setting(self, name: str, *, old: str | None, new: str) -> bool:
         """Replace `old`, None for no such setting. False: it is another by now. Of several at once one wins."""
+        ...
+
+
+class Accounts(Protocol):
+    """What an operator does with accounts, also beside relays that run: each of them notices within seconds."""
+
+    async def tenants(self) -> Sequence[Tenant]:
+        """By number."""
+        ...
+
+    async def add_tenant(self, user_id: str, *, current_key: str, next_key: str, now: int) -> Tenant | None:
+        """None, and nothing written, when there is one of that name. Its number was never another's."""
+        ...
+
+    async def put_limits(self, tenant: TenantId, limits: TenantLimits) -> bool:
+        """Replace the limits of a tenant. False: no such tenant."""
+        ...
+
+    async def put_disabled(self, tenant: TenantId, *, at: int | None) -> bool:
+        """Disable a tenant since `at`, or with None enable it. False: no such tenant."""
+        ...
+
+    async def tokens(self, tenant: TenantId) -> Sequence[Token]:
+        """Oldest first."""
+        ...
+
+    async def issue_token(self, token: Token) -> None:
+        """Let a new token speak for its tenant."""
+        ...
+
+    async def delete_token(self, token_hash: bytes) -> bool:
+        """As in `Catalog`."""
         ...
 
 
@@ -413,7 +454,7 @@ class Transfer(Protocol):
         ...
 
 
-class Storage(Inbox, Work, Schedules, UrlGroups, Gates, Catalog, Archive, Transfer, Protocol):
+class Storage(Inbox, Work, Schedules, UrlGroups, Gates, Catalog, Accounts, Archive, Transfer, Protocol):
     """A database that can do all of it.
 
     `last_id` is the greatest id of a message or a dead letter it held when it was opened, `node` the number that

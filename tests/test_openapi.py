@@ -17,7 +17,7 @@ from relay.api.app import OPEN_ROUTES, ROUTES
 from relay.api.bodies import Bodies
 from relay.domain.errors import Unavailable
 from relay.domain.tenant import Limits
-from tests.api.rig import AUTHORIZATION, READ_ONLY, Rig, next_reply, running
+from tests.api.rig import AUTHORIZATION, DISABLED, READ_ONLY, Rig, next_reply, running
 from tests.api.specification import ALIASES, PATH, Specification
 
 PUBLISH = "/v2/publish/https://example.com/hook"
@@ -339,6 +339,7 @@ async def refusals(rig: Rig) -> None:
         target = template.format(**unknown)
         body = BODIES.get((method, template))
         assert (await rig.call(method, target, body=body, token=None)).status == 401
+        assert (await rig.call(method, target, body=body, token=DISABLED)).status == 403
         if method != "GET" or target == "/v2/keys":
             assert (await rig.call(method, target, body=body, token=READ_ONLY)).status == 403
         if template != target and (method, template) not in made_or_deleted_anyway:

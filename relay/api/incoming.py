@@ -86,9 +86,9 @@ def messages_of(
     drafts: Sequence[Draft] = (draft,)
     if isinstance(to, UrlGroup):
         drafts = fan_out(draft, to)
-        if len(drafts) * len(draft.request.body) > services.limits.max_batch_bytes:
+        if len(drafts) * len(draft.request.body) > caller.limits.max_batch_bytes:
             raise TooLarge(
-                f"the message body, once for each endpoint of {to.name},", services.limits.max_batch_bytes
+                f"the message body, once for each endpoint of {to.name},", caller.limits.max_batch_bytes
             )
     return tuple(
         [

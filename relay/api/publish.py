@@ -55,7 +55,7 @@ _BATCH: msgspec.json.Decoder[list[BatchItem]] = msgspec.json.Decoder(
 
 
 async def create(services: Services, caller: Caller, request: web.Request) -> Answer:
-    body = await services.bodies.read(request, services.limits.max_message_bytes, "the message body")
+    body = await services.bodies.read(request, caller.limits.max_message_bytes, "the message body")
     return await publish(services, caller, request.raw_path, headers_of(request), body, request.remote)
 
 
@@ -89,7 +89,7 @@ async def publish(
         body=body,
         caller_ip=caller_ip,
         now=now,
-        limits=services.limits,
+        limits=caller.limits,
         config=target.config,
         authorization_is_ours=caller.authorization_is_ours,
     )
@@ -106,7 +106,7 @@ async def publish(
 
 
 async def enqueue(services: Services, caller: Caller, request: web.Request) -> Answer:
-    body = await services.bodies.read(request, services.limits.max_message_bytes, "the message body")
+    body = await services.bodies.read(request, caller.limits.max_message_bytes, "the message body")
     queue, prefix = split_queue(request.raw_path, ENQUEUE_PREFIX)
     return await publish(
         services,
@@ -121,7 +121,7 @@ async def enqueue(services: Services, caller: Caller, request: web.Request) -> A
 
 
 async def create_batch(services: Services, caller: Caller, request: web.Request) -> Answer:
-    body = await services.bodies.read(request, services.limits.max_batch_bytes, "the batch")
+    body = await services.bodies.read(request, caller.limits.max_batch_bytes, "the batch")
     return await publish_batch(services, caller, headers_of(request), body, request.remote)
 
 
@@ -143,7 +143,7 @@ async def publish_batch(
     rooms = await queue_room(services, caller, {item.queue for item in items if item.queue is not None})
     now = services.clock.now()
     outcomes: list[_Accepted | RelayError] = []
-    room = _Room(max_messages=MAX_BATCH_ITEMS, max_bytes=services.limits.max_batch_bytes)
+    room = _Room(max_messages=MAX_BATCH_ITEMS, max_bytes=caller.limits.max_batch_bytes)
     for index, (item, target) in enumerate(zip(items, targets, strict=True), start=1):
         try:
             accepted = _accepted(services, caller, item, target, groups, rooms, caller_ip, now)
@@ -260,7 +260,7 @@ def _accepted(
         body=(item.body or "").encode(),
         caller_ip=caller_ip,
         now=now,
-        limits=services.limits,
+        limits=caller.limits,
     )
     if item.queue is not None:
         rooms.require(item.queue)

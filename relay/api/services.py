@@ -30,11 +30,11 @@ class Store(Inbox, Schedules, UrlGroups, Gates, Catalog, Archive, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """`ready` lists what keeps the relay from working, as sentences; `metrics` is the Prometheus text;
-    `generate_key` makes a fresh signing key; `keys_changed` is told whose keys were rotated, and
-    `schedules_changed` that a tick may be earlier than the scheduler believes. `trusted_proxies` are the peers
-    whose X-Forwarded-For is believed. Once `stopping`, nothing is written any more, and every answer is the last of
-    its connection."""
+    """`ready` lists what keeps the relay from working, as sentences; `metrics` is the Prometheus text; `limits` are
+    the relay's own, and those of a caller may differ; `generate_key` makes a fresh signing key; `keys_changed` is
+    told whose keys were rotated, and `schedules_changed` that a tick may be earlier than the scheduler believes.
+    `trusted_proxies` are the peers whose X-Forwarded-For is believed. Once `stopping`, nothing is written any more,
+    and every answer is the last of its connection."""
 
     storage: Store
     publisher: Publisher

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from relay.clock import Clock
 from relay.domain.delivery import Attempt, Claim, Lease, Settlement, is_last_chance, lost, released, settle
 from relay.domain.errors import Unavailable
-from relay.domain.message import Headers, Message, MessageId
+from relay.domain.message import Headers, Message, MessageId, TenantId
 from relay.engine.settler import Settler, bytes_of
 from relay.ids import Ids, text_of
 from relay.log import Log
@@ -58,7 +58,9 @@ class Sends(Protocol):
 
 
 class Signs(Protocol):
-    """Makes the headers that sign one attempt, with the key that is current now."""
+    """Makes the headers that sign one attempt, with the key that is current now, unless deliveries are held."""
+
+    async def held_until(self, tenant: TenantId) -> int | None: ...
 
     async def sign(self, message: Message) -> Headers: ...
 
@@ -351,9 +353,13 @@ class Engine:
         self._report(settlement)
 
     async def _deliver(self, claim: Claim) -> Settlement:
+        message = claim.message
+        held_until = await self._signer.held_until(message.tenant)
+        if held_until is not None:
+            self._log.info("delivery.held", message=text_of("msg_", message.id), due_at=held_until)
+            return released(claim, now=self._clock.now(), due_at=held_until)
         if is_last_chance(claim):
             await self._until_alone()
-        message = claim.message
         request = message.request
         signatures = await self._signer.sign(message)
         attempt = await self._sender.send(

@@ -14,7 +14,7 @@ from relay.domain.gates import Gate, GateChange, GateKind, is_gated, moves_gates
 from relay.domain.message import Headers, Message, MessageId, TenantId
 from relay.domain.schedule import Run, Schedule
 from relay.domain.selection import Order, Selection
-from relay.domain.tenant import Principal, Tenant
+from relay.domain.tenant import Principal, Tenant, TenantLimits, Token
 from relay.domain.url_group import Endpoint, EndpointRef, UrlGroup
 from relay.ids import Ids, random_name
 from storage.codec import Row
@@ -382,8 +382,8 @@ class PostgresStorage:
     async def put_token(self, token_hash: bytes, principal: Principal, *, now: int) -> None:
         await self._write(lambda: catalog.put_token(token_hash, principal, now=now))
 
-    async def delete_token(self, token_hash: bytes) -> None:
-        await self._write(lambda: catalog.delete_token(token_hash))
+    async def delete_token(self, token_hash: bytes) -> bool:
+        return await self._write(lambda: catalog.delete_token(token_hash))
 
     async def delete_tokens(self, tenant: TenantId, *, read_only: bool, keep: bytes | None) -> int:
         return await self._write(lambda: catalog.delete_tokens(tenant, read_only=read_only, keep=keep))
@@ -417,6 +417,25 @@ class PostgresStorage:
 
     async def swap_setting(self, name: str, *, old: str | None, new: str) -> bool:
         return await self._write(lambda: catalog.swap_setting(name, old=old, new=new))
+
+    # Accounts
+
+    async def add_tenant(self, user_id: str, *, current_key: str, next_key: str, now: int) -> Tenant | None:
+        return await self._write(
+            lambda: catalog.add_tenant(user_id, current_key=current_key, next_key=next_key, now=now)
+        )
+
+    async def put_limits(self, tenant: TenantId, limits: TenantLimits) -> bool:
+        return await self._write(lambda: catalog.put_limits(tenant, limits))
+
+    async def put_disabled(self, tenant: TenantId, *, at: int | None) -> bool:
+        return await self._write(lambda: catalog.put_disabled(tenant, at=at))
+
+    async def tokens(self, tenant: TenantId) -> Sequence[Token]:
+        return await self._lookups.read(lambda: catalog.tokens(tenant))
+
+    async def issue_token(self, token: Token) -> None:
+        await self._write(lambda: catalog.issue_token(token))
 
     # Archive
 

@@ -197,12 +197,12 @@ def prune(retention: Retention, *, now: int, limit: int) -> Script[Removed]:
     rows = dead = 0
     for tenant in (yield from tenants_in("events")):
         if rows < limit:
-            rows += yield from _prune_events(tenant, retention.events_before, limit - rows)
+            before = retention.of(TenantId(tenant)).events_before
+            rows += yield from _prune_events(tenant, before, limit - rows)
     for tenant in (yield from tenants_in("dead_letters")):
         if rows < limit:
-            letters, forgotten = yield from _prune_dead_letters(
-                tenant, retention.dead_letters_before, limit - rows
-            )
+            before = retention.of(TenantId(tenant)).dead_letters_before
+            letters, forgotten = yield from _prune_dead_letters(tenant, before, limit - rows)
             dead += letters
             rows += letters + forgotten
     gone = yield Query(
@@ -215,7 +215,8 @@ def prune(retention: Retention, *, now: int, limit: int) -> Script[Removed]:
         (now, max(0, limit - rows)),
     )
     rows += len(gone)
-    # The last run that produced messages stays: the state of a schedule is read from it.
+    # The last run that produced messages stays: the state of a schedule is read from it. The others are shown
+    # to nobody, and go by the same instant for all tenants.
     gone = yield Query(
         """
         DELETE FROM runs WHERE (tenant, schedule_id, tick_at) IN (

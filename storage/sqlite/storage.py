@@ -19,7 +19,7 @@ from relay.domain.gates import Gate, GateChange, GateKind
 from relay.domain.message import Headers, Message, MessageId, TenantId
 from relay.domain.schedule import Run, Schedule
 from relay.domain.selection import Order, Selection
-from relay.domain.tenant import Principal, Tenant
+from relay.domain.tenant import Principal, Tenant, TenantLimits, Token
 from relay.domain.url_group import Endpoint, EndpointRef, UrlGroup
 from relay.ids import Ids
 from storage.codec import Row
@@ -84,10 +84,10 @@ async def open_sqlite(url: str, *, node: int = 0, migrate: bool = True) -> "Sqli
         temporary = tempfile.TemporaryDirectory(prefix="relay-", ignore_cleanup_errors=True)
         path = Path(temporary.name) / "relay.db"
     else:
-        path = _file_of(url)
+        path = file_of(url)
     lock = None
     try:
-        lock = _lock(path)
+        lock = lock_file(path)
         first = await asyncio.to_thread(_prepare, path, migrate)
         return SqliteStorage(path, node=node, first=first, lock=lock, temporary=temporary)
     except BaseException as error:
@@ -355,8 +355,8 @@ class SqliteStorage:
     async def put_token(self, token_hash: bytes, principal: Principal, *, now: int) -> None:
         await self._write(lambda: catalog.put_token(token_hash, principal, now=now))
 
-    async def delete_token(self, token_hash: bytes) -> None:
-        await self._write(lambda: catalog.delete_token(token_hash))
+    async def delete_token(self, token_hash: bytes) -> bool:
+        return await self._write(lambda: catalog.delete_token(token_hash))
 
     async def delete_tokens(self, tenant: TenantId, *, read_only: bool, keep: bytes | None) -> int:
         return await self._write(lambda: catalog.delete_tokens(tenant, read_only=read_only, keep=keep))
@@ -390,6 +390,25 @@ class SqliteStorage:
 
     async def swap_setting(self, name: str, *, old: str | None, new: str) -> bool:
         return await self._write(lambda: catalog.swap_setting(name, old=old, new=new))
+
+    # Accounts
+
+    async def add_tenant(self, user_id: str, *, current_key: str, next_key: str, now: int) -> Tenant | None:
+        return await self._write(
+            lambda: catalog.add_tenant(user_id, current_key=current_key, next_key=next_key, now=now)
+        )
+
+    async def put_limits(self, tenant: TenantId, limits: TenantLimits) -> bool:
+        return await self._write(lambda: catalog.put_limits(tenant, limits))
+
+    async def put_disabled(self, tenant: TenantId, *, at: int | None) -> bool:
+        return await self._write(lambda: catalog.put_disabled(tenant, at=at))
+
+    async def tokens(self, tenant: TenantId) -> Sequence[Token]:
+        return await self._lookups.run(catalog.tokens(tenant))
+
+    async def issue_token(self, token: Token) -> None:
+        await self._write(lambda: catalog.issue_token(token))
 
     # Archive
 
@@ -547,12 +566,12 @@ def _oldest_due() -> Script[int | None]:
     return rows[0][0] if rows else None
 
 
-def _file_of(url: str) -> Path:
+def file_of(url: str) -> Path:
     """The file itself: whoever comes by a symbolic link must find the same lock."""
     return Path(os.path.realpath(url.removeprefix("sqlite:///")))
 
 
-def _lock(path: Path) -> int:
+def lock_file(path: Path) -> int:
     """Hold `<file>.lock` for as long as this process uses the file: one file has one writing process.
 
     The kernel lets go when the process ends, however it ends. Command-line readers need no lock. `path` has no

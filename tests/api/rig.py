@@ -37,8 +37,11 @@ from tests.builders import OTHER_TENANT, TENANT
 TOKEN = "eyJVc2VySUQiOiJ0ZXN0cyJ9+/="
 READ_ONLY = "only-for-reading"
 FOREIGN = "of-another-account"
+DISABLED = "of-a-disabled-account"
 
 AUTHORIZATION = f"Bearer {TOKEN}"
+
+_DISABLED_TENANT = TenantId(1_000)
 
 KEYS = {"current": f"sig_{'current':0<28}", "next": f"sig_{'next':0<28}"}
 
@@ -136,7 +139,7 @@ class Rig:
         self.services = Services(
             storage=storage,
             publisher=self.publisher,
-            authenticator=Authenticator(storage, self.clock),
+            authenticator=Authenticator(storage, self.clock, limits),
             bodies=bodies,
             clock=self.clock,
             ids=Ids(),
@@ -460,8 +463,8 @@ def _client_session() -> aiohttp.ClientSession:
 
 
 async def _furnish(storage: Storage) -> None:
-    """Two accounts; the first has a token that may do everything and one that may only read."""
-    for tenant, user_id in ((TENANT, "tests"), (OTHER_TENANT, "others")):
+    """Three accounts: the first has a full token and one that may only read, the last is disabled."""
+    for tenant, user_id in ((TENANT, "tests"), (OTHER_TENANT, "others"), (_DISABLED_TENANT, "disabled")):
         await storage.put_tenant(
             Tenant(id=tenant, user_id=user_id, current_key=KEYS["current"], next_key=KEYS["next"]), now=0
         )
@@ -469,7 +472,9 @@ async def _furnish(storage: Storage) -> None:
         (TOKEN, TENANT, False),
         (READ_ONLY, TENANT, True),
         (FOREIGN, OTHER_TENANT, False),
+        (DISABLED, _DISABLED_TENANT, False),
     ):
         await storage.put_token(
             token_hash(token), Principal(tenant=TenantId(account), read_only=read_only), now=0
         )
+    await storage.put_disabled(_DISABLED_TENANT, at=0)

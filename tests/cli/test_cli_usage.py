@@ -28,7 +28,18 @@ def test_the_overview_names_every_command_in_its_group_and_every_exit_code(
         words.index(title) for title in ("run the relay:", "talk to a relay:", "operate:", "exit codes:")
     ]
     assert groups == sorted(groups)
-    commands = ("dev", "serve", "publish", "messages", "logs", "schedules", "dlq", "keys")
+    commands = (
+        "dev",
+        "serve",
+        "publish",
+        "messages",
+        "logs",
+        "schedules",
+        "dlq",
+        "keys",
+        "tenants",
+        "tokens",
+    )
     assert [name for name in commands if f"\n  {name} " not in words] == []
     assert [code for code in (0, 1, 2, 3, 4, 130) if f"\n  {code} " not in words] == []
 

@@ -202,6 +202,22 @@ async def test_an_event_told_late_is_found_at_its_own_time(storage: Storage) -> 
     assert [event.change for event in events] == [Change.STARTED_AT_ONCE, Change.DELIVERED]
 
 
+async def test_a_tenant_with_a_retention_of_its_own_forgets_by_that(storage: Storage) -> None:
+    ours = await bury(storage, a_message(max_retries=0))
+    theirs = await bury(storage, a_message(max_retries=0, tenant=OTHER_TENANT))
+    own = Retention(events_before=NOW, dead_letters_before=NOW)
+    everybody = NOW + DAY_MS
+
+    for own_of, stay in ((OTHER_TENANT, [theirs]), (TENANT, [])):
+        retention = Retention(events_before=everybody, dead_letters_before=everybody, own={own_of: own})
+        while await storage.prune(retention, now=NOW, limit=100):
+            pass
+        assert await graves(storage, tenant=OTHER_TENANT) == stay
+        assert await graves(storage) == []
+        assert (await storage.message(OTHER_TENANT, theirs.message.id) is not None) == bool(stay)
+    assert await storage.message(TENANT, ours.message.id) is None
+
+
 @pytest.mark.parametrize("order", list(Order))
 async def test_pages_of_history_follow_each_other_without_gap_or_overlap(
     storage: Storage, order: Order

@@ -13,7 +13,7 @@ from relay.clock import FakeClock
 from relay.config import Config
 from relay.domain.delivery import MAX_LOST_LEASES, Attempt, Change, Settlement, State, settle
 from relay.domain.errors import Unavailable
-from relay.domain.message import Callback, Headers, Message, MessageId
+from relay.domain.message import Callback, Headers, Message, MessageId, TenantId
 from relay.domain.selection import Order, Selection
 from relay.engine.engine import KEPT_ANSWER_BYTES, Engine, Signs, Store
 from relay.engine.settler import Settler
@@ -63,14 +63,22 @@ class Destination:
 
 
 class Unsigned:
+    def __init__(self) -> None:
+        #: When what is claimed is to be looked at again, instead of being sent.
+        self.held: int | None = None
+
+    async def held_until(self, tenant: TenantId) -> int | None:
+        return self.held
+
     async def sign(self, message: Message) -> Headers:
         return (("Upstash-Signature", "signature"),)
 
 
-class SignsAfter:
+class SignsAfter(Unsigned):
     """A signer whose storage is away for so many signatures."""
 
     def __init__(self, failures: int) -> None:
+        super().__init__()
         self._failures = failures
 
     async def sign(self, message: Message) -> Headers:
@@ -383,6 +391,28 @@ async def test_a_delivery_that_cannot_be_signed_for_want_of_storage_is_handed_ba
         states = await rig.states(message.id)
     assert states == [State.CREATED, *[State.ACTIVE] * 3, State.DELIVERED]
     assert len(rig.lines.named("delivery.postponed")) == 2
+
+
+async def test_what_is_held_is_not_sent_costs_no_try_and_comes_again_when_it_was_said_to(
+    storage: Storage,
+) -> None:
+    signer = Unsigned()
+    rig = Rig(storage, signer=signer)
+    signer.held = NOW + 10_000
+    async with rig.running():
+        message = a_message(max_retries=0)
+        await rig.engine.publish([message])
+        await rig.settled()
+        signer.held = None
+        rig.clock.advance(9_000)
+        await rig.engine.publish([other := a_message()])
+        await rig.settled()
+        assert State.DELIVERED in await rig.states(other.id)
+        assert State.DELIVERED not in await rig.states(message.id)
+        await rig.pass_time_until(lambda: len(rig.destination.requests) == 2, step_ms=100)
+        assert rig.clock.now() >= NOW + 10_000
+        await rig.settled()
+        assert (await rig.states(message.id))[-1] is State.DELIVERED
 
 
 async def test_a_bug_while_sending_is_a_failed_attempt_and_not_a_stuck_message(rig: Rig) -> None:

@@ -12,7 +12,7 @@ from relay.clock import FakeClock
 from relay.config import Config
 from relay.domain.delivery import Attempt, State
 from relay.domain.gates import Configure, GateKind
-from relay.domain.message import FlowControl, Headers, Message
+from relay.domain.message import FlowControl, Headers, Message, TenantId
 from relay.domain.selection import Order, Selection
 from relay.engine.engine import Engine
 from relay.ids import Ids
@@ -34,6 +34,9 @@ async def storage(tmp_path: Path) -> AsyncIterator[Storage]:
 
 
 class Unsigned:
+    async def held_until(self, tenant: TenantId) -> int | None:
+        return None
+
     async def sign(self, message: Message) -> Headers:
         return (("Upstash-Signature", "signature"),)
 

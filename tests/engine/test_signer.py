@@ -170,3 +170,43 @@ async def test_any_configured_key_signs_standard_webhooks_but_a_short_one_gets_n
     headers = await a_signer(storage, FakeClock(NOW)).sign(signed(SignedBy.STANDARD))
     assert " " not in dict(headers)["webhook-signature"]
     as_webhook(headers, webhook_secret(key))
+
+
+async def test_each_account_signs_with_its_own_keys_and_rotates_them_alone(storage: Storage) -> None:
+    theirs = tuple(f"sig_{word:0<28}" for word in ("theirfirst", "theirsecond"))
+    other = await storage.add_tenant("acme", current_key=theirs[0], next_key=theirs[1], now=NOW)
+    assert other is not None
+    clock = FakeClock(NOW)
+    signer = a_signer(storage, clock)
+    assert accepts(KeyPair(*theirs), await signer.sign(signed(tenant=other.id)))
+    assert not accepts(BEFORE, await signer.sign(signed(tenant=other.id)))
+    await storage.rotate_keys(other.id, fresh=THIRD)
+    clock.advance(2_000)
+    assert accepts(KeyPair(theirs[1], THIRD), await signer.sign(signed(tenant=other.id)))
+    assert not accepts(AFTER, await signer.sign(signed()))
+    assert accepts(BEFORE, await signer.sign(signed()))
+
+
+async def test_what_a_disabled_account_has_waiting_is_held_for_as_long_as_it_was_disabled(
+    storage: Storage,
+) -> None:
+    clock = FakeClock(NOW)
+    signer = a_signer(storage, clock)
+    assert await signer.held_until(TENANT) is None
+    await storage.put_disabled(TENANT, at=NOW)
+    clock.advance(2_000)
+    held = []
+    for hold_ms in (10_000, 30_000, 3_600_000, 3_600_000):
+        clock.advance(hold_ms)
+        until = await signer.held_until(TENANT)
+        assert until is not None
+        held.append(until - clock.now())
+    assert held == [12_000, 42_000, 3_600_000, 3_600_000]
+    await storage.put_disabled(TENANT, at=None)
+    clock.advance(2_000)
+    assert await signer.held_until(TENANT) is None
+
+
+async def test_what_was_disabled_a_moment_ago_is_held_for_ten_seconds(storage: Storage) -> None:
+    await storage.put_disabled(TENANT, at=NOW)
+    assert await a_signer(storage, FakeClock(NOW)).held_until(TENANT) == NOW + 10_000
