@@ -73,7 +73,7 @@ SCHEDULE_COLUMNS = (
     "tenant, id, cron, draft, created_at, revision, catch_up, overlap, paused, next_at, last_fired_at, error"
 )
 URL_GROUP_COLUMNS = "tenant, name, created_at, updated_at, endpoints, headers"
-TENANT_COLUMNS = "id, user_id, current_key, next_key, limits, disabled_at"
+TENANT_COLUMNS = "id, user_id, current_key, next_key, limits, disabled_at, signed_by"
 TOKEN_COLUMNS = "hash, tenant, read_only, created_at, expires_at, label, issued"  # noqa: S105 - no password
 
 _NO_HEADERS = "[]"
@@ -483,7 +483,7 @@ def labels_of(text: str) -> tuple[str, ...]:
 
 def tenant_of(row: Row) -> Tenant:
     """From TENANT_COLUMNS."""
-    id_, user_id, current_key, next_key, limits, disabled_at = row
+    id_, user_id, current_key, next_key, limits, disabled_at, signed_by = row
     return Tenant(
         id=TenantId(id_),
         user_id=user_id,
@@ -491,6 +491,7 @@ def tenant_of(row: Row) -> Tenant:
         next_key=next_key,
         limits=limits_of(limits),
         disabled_at=disabled_at,
+        signed_by=SignedBy(signed_by),
     )
 
 

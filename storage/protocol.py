@@ -14,7 +14,7 @@ from relay.domain.dead_letter import DeadLetter, DeadLetterId
 from relay.domain.delivery import Claim, Lease, Settlement
 from relay.domain.event import Event
 from relay.domain.gates import Gate, GateChange, GateKind
-from relay.domain.message import Headers, Message, MessageId, TenantId
+from relay.domain.message import Headers, Message, MessageId, SignedBy, TenantId
 from relay.domain.schedule import Run, Schedule
 from relay.domain.selection import Order, Selection
 from relay.domain.tenant import Principal, Tenant, TenantLimits, Token
@@ -363,6 +363,10 @@ class Accounts(Protocol):
 
     async def put_limits(self, tenant: TenantId, limits: TenantLimits) -> bool:
         """Replace the limits of a tenant. False: no such tenant."""
+        ...
+
+    async def put_signed_by(self, tenant: TenantId, signed_by: SignedBy) -> bool:
+        """How to sign, from now on, what does not say itself. False: no such tenant."""
         ...
 
     async def put_disabled(self, tenant: TenantId, *, at: int | None) -> bool:

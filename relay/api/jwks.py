@@ -21,7 +21,7 @@ async def show(services: Services, request: web.Request) -> Answer:
     """The current and the next key; a signing key that could be guessed has none."""
     name = request.query.get("tenant")
     tenant = await (services.storage.tenant(DEFAULT_TENANT) if name is None else _named(services, name))
-    if tenant is None:
+    if tenant is None or tenant.disabled_at is not None:
         return error_answer(404, "there is no account of that name with public keys")
     pair = (tenant.current_key, tenant.next_key)
     try:

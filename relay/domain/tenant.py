@@ -3,7 +3,7 @@
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.domain.message import TenantId
+from relay.domain.message import SignedBy, TenantId
 
 #: The account that the configuration speaks of: the first one, made by the first start.
 DEFAULT_TENANT = TenantId(1)
@@ -80,6 +80,8 @@ class Tenant(Struct, frozen=True, kw_only=True):
     next_key: str
     limits: TenantLimits = TenantLimits()
     disabled_at: int | None = None
+    #: For messages that do not say.
+    signed_by: SignedBy = SignedBy.QSTASH
 
 
 class Principal(Struct, frozen=True, kw_only=True):

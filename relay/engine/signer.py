@@ -59,7 +59,7 @@ class Signer:
         tenant that does not exist.
         """
         signing = await self._signing(message.tenant)
-        signed_by = message.signed_by or SignedBy.QSTASH
+        signed_by = message.signed_by or signing.tenant.signed_by
         now_s = self._clock.now() // 1000
         headers: Headers = ()
         if signed_by is not SignedBy.STANDARD:

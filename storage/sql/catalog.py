@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from relay.domain.message import TenantId
+from relay.domain.message import SignedBy, TenantId
 from relay.domain.tenant import Principal, Tenant, TenantLimits, Token
 from storage.codec import (
     TENANT_COLUMNS,
@@ -118,6 +118,13 @@ def add_tenant(user_id: str, *, current_key: str, next_key: str, now: int) -> Sc
 def put_limits(number: TenantId, limits: TenantLimits) -> Script[bool]:
     rows = yield Query(
         "UPDATE tenants SET limits = ?2 WHERE id = ?1 RETURNING 1", (number, limits_text(limits))
+    )
+    return bool(rows)
+
+
+def put_signed_by(number: TenantId, signed_by: SignedBy) -> Script[bool]:
+    rows = yield Query(
+        "UPDATE tenants SET signed_by = ?2 WHERE id = ?1 RETURNING 1", (number, signed_by.value)
     )
     return bool(rows)
 

@@ -55,6 +55,12 @@ async def test_a_name_that_nobody_has_is_unknown(rig: Rig, name: str) -> None:
     assert (reply.status, reply.error) == (404, "there is no account of that name with public keys")
 
 
+async def test_a_disabled_account_has_no_public_keys(rig: Rig) -> None:
+    await put(rig, "gone", *OTHERS)
+    await rig.storage.put_disabled(OTHER_TENANT, at=1)
+    assert (await rig.call("GET", f"{JWKS}?tenant=gone", token=None)).status == 404
+
+
 async def test_accounts_of_the_same_name_are_not_taken_for_each_other(rig: Rig) -> None:
     await put(rig, "tests", *OTHERS)
     assert (await rig.call("GET", f"{JWKS}?tenant=tests", token=None)).status == 404

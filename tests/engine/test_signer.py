@@ -140,6 +140,19 @@ async def test_a_message_is_signed_by_the_schemes_it_asked_for(
             as_webhook(headers, THIRD, PrivateKey.derived(SECOND).public)
 
 
+async def test_what_does_not_say_how_is_signed_as_its_account_has_it_when_it_is_sent(
+    storage: Storage,
+) -> None:
+    clock = FakeClock(NOW)
+    signer = a_signer(storage, clock)
+    await signer.sign(signed())
+    await storage.put_signed_by(TENANT, SignedBy.STANDARD)
+    clock.advance(2_000)
+    assert "Upstash-Signature" not in dict(await signer.sign(signed()))
+    as_webhook(await signer.sign(signed()), FIRST)
+    assert list(dict(await signer.sign(signed(SignedBy.QSTASH)))) == ["Upstash-Signature"]
+
+
 async def test_a_retry_has_the_id_of_the_first_attempt_and_a_time_of_its_own(storage: Storage) -> None:
     clock = FakeClock(NOW)
     signer = a_signer(storage, clock)
