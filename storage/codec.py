@@ -7,9 +7,7 @@ JSON escapes carry them through text columns that would refuse them.
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
@@ -31,6 +29,7 @@ from relay.domain.message import (
     SignedBy,
     TenantId,
 )
+from relay.domain.place import place_of
 from relay.domain.publish import Draft
 from relay.domain.schedule import CatchUp, Overlap, Run, RunOutcome, Schedule
 from relay.domain.tenant import Principal, Tenant, TenantLimits, Token
@@ -98,8 +97,6 @@ _NO_TERMS = _Terms()
 
 #: SQLite's drivers look for an adapter before they bind bytes, not before a bytearray: a short copy is cheaper.
 _CHEAPLY_COPIED = 8192
-
-_LONGEST_REMEMBERED = 1024
 
 _encoder = msgspec.json.Encoder()
 _headers_decoder = msgspec.json.Decoder(Headers)
@@ -239,23 +236,6 @@ def lane_of(terms: str | None) -> MessageId | None:
         return None
     held = _decode(terms, _terms_decoder).lane_of
     return None if held is None else MessageId(held)
-
-
-def place_of(url: str) -> tuple[str, str]:
-    """Host (lower case, without port) and path (`/` when empty) of a destination, as the filters compare them."""
-    # Long ones are not remembered: what a cache holds must be bounded in bytes too.
-    return _remembered_place(url) if len(url) <= _LONGEST_REMEMBERED else _place(url)
-
-
-def _place(url: str) -> tuple[str, str]:
-    try:
-        parts = urlsplit(url)
-        return parts.hostname or "", parts.path or "/"
-    except ValueError:
-        return "", "/"
-
-
-_remembered_place = lru_cache(maxsize=1024)(_place)
 
 
 def event_of(row: Row, message: Message) -> Event:

@@ -13,6 +13,7 @@ from msgspec import Struct
 from relay.domain.dead_letter import DeadLetter, DeadLetterId
 from relay.domain.delivery import Claim, Lease, Settlement
 from relay.domain.event import Event
+from relay.domain.fairness import Crowd, Shares
 from relay.domain.gates import Gate, GateChange, GateKind
 from relay.domain.message import Headers, Message, MessageId, SignedBy, TenantId
 from relay.domain.schedule import Run, Schedule
@@ -32,12 +33,15 @@ class CannotOpen(Exception):  # noqa: N818 - what happened, in the words of the 
 class ClaimTerms(Struct, frozen=True, kw_only=True):
     """How many deliveries a worker can take, and for how long it may keep silent about them.
 
-    `max_bytes` bounds what a claim reads: it ends with the first body that reaches it.
+    `max_bytes` bounds what a claim reads: it ends with the first body that reaches it. `shares` says how much of
+    each crowd may be taken; without it none is. Of a publish, the messages `aside` wait in their crowds at once.
     """
 
     limit: int
     lease_ms: int
     max_bytes: int | None = None
+    shares: Shares | None = None
+    aside: Collection[MessageId] = ()
 
 
 class Receipt(Struct, frozen=True, kw_only=True):
@@ -55,10 +59,14 @@ class Published(Struct, frozen=True, kw_only=True):
 
 
 class Claimed(Struct, frozen=True, kw_only=True):
-    """What was due, and the earliest instant at which anything else will be (leases that run out included)."""
+    """What was due, and the earliest instant at which anything else will be (leases that run out included).
+
+    `passed_over`: something is due in a crowd that may not have more at the moment.
+    """
 
     claims: Sequence[Claim]
     next_due_at: int | None
+    passed_over: bool = False
 
 
 class DueSchedule(Struct, frozen=True, kw_only=True):
@@ -167,6 +175,16 @@ class Work(Protocol):
 
     async def renew(self, leases: Sequence[Lease], *, until: int) -> Sequence[MessageId]:
         """Extend leases; return the ids that are no longer held under that `claim_no`."""
+        ...
+
+    async def set_aside(
+        self, surplus: Mapping[Crowd, Sequence[Lease]], *, now: int, limit: int
+    ) -> Sequence[MessageId]:
+        """Give leases back, unspent, and let their deliveries wait in their crowds; so do others of the same crowds
+        among the first `limit` that are due. Claims take them from there as their `shares` allow.
+
+        Returns the ids of those whose lease is not held, or that are to be cancelled: they stay as they are.
+        """
         ...
 
     def on_work(self, wake: Callable[[int], None]) -> None:

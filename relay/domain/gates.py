@@ -11,6 +11,9 @@ A message with both takes its lane first and asks the key from there: the head o
 too, and nobody overtakes it while it waits. That order, queue before key, is the same for everyone, so no two can
 wait for each other.
 
+A crowd is what exceeds the share of its host (see `fairness.py`). It has no limits: how many may leave it is for
+whoever has the room to say. Who has left it is in it no longer.
+
 All of it is values: storage reads a gate and its first waiters, asks here, and writes what it was told.
 """
 
@@ -42,6 +45,7 @@ class GateKind(IntEnum):
 
     QUEUE = 1
     FLOW = 2
+    CROWD = 3
 
 
 class Gate(Struct, frozen=True, kw_only=True):
@@ -264,6 +268,8 @@ def _window_is_over(gate: Gate, now: int) -> bool:
 def _passed(gate: Gate, count: int, now: int) -> Gate:
     if not count:
         return gate
+    if gate.kind is GateKind.CROWD:
+        return replace(gate, members=gate.members - count, used_at=max(gate.used_at, now))
     gate = replace(gate, held=gate.held + count)
     if gate.rate is None:
         return gate

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 from relay.clock import SharedClock
@@ -10,6 +10,7 @@ from relay.domain.dead_letter import DeadLetter, DeadLetterId
 from relay.domain.delivery import Lease, Settlement, released
 from relay.domain.errors import Unavailable
 from relay.domain.event import Event
+from relay.domain.fairness import Crowd
 from relay.domain.gates import Gate, GateChange, GateKind, is_gated, moves_gates
 from relay.domain.message import Headers, Message, MessageId, SignedBy, TenantId
 from relay.domain.schedule import Run, Schedule
@@ -162,7 +163,8 @@ class PostgresStorage:
         self, messages: Sequence[Message], *, now: int, claim: ClaimTerms | None = None
     ) -> Published:
         self._watch.check()
-        lane = self._gated_publishes if any(map(is_gated, messages)) else self._publishes
+        gated = (claim is not None and claim.aside) or any(map(is_gated, messages))
+        lane = self._gated_publishes if gated else self._publishes
         return await lane.submit(Acceptance(messages, now, claim), cost_of_messages(messages))
 
     async def cancel(
@@ -234,6 +236,11 @@ class PostgresStorage:
 
     async def renew(self, leases: Sequence[Lease], *, until: int) -> Sequence[MessageId]:
         return await self._renewals.use(lambda connection: self._road.renew(connection, leases, until))
+
+    async def set_aside(
+        self, surplus: Mapping[Crowd, Sequence[Lease]], *, now: int, limit: int
+    ) -> Sequence[MessageId]:
+        return await self._change(lambda tx: work.set_aside(tx, surplus, now, limit))
 
     def on_work(self, wake: Callable[[int], None]) -> None:
         self._wakes.append(wake)

@@ -10,12 +10,13 @@ Claims wait for nobody: they pass over what is locked, deliveries and gates.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from relay.domain.delivery import Change, Claim, Lease, Settlement
 from relay.domain.errors import Unavailable
-from relay.domain.gates import GateKind, is_gated, moves_gates
+from relay.domain.fairness import Crowd
+from relay.domain.gates import Gate, GateKind, is_gated, moves_gates
 from relay.domain.message import Message, MessageId, TenantId
 from storage.codec import (
     ACTIVE,
@@ -39,9 +40,9 @@ from storage.postgres.driver import Connection
 from storage.postgres.horizon import Horizon
 from storage.postgres.tx import Transactions, Tx
 from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Published, Receipt
-from storage.sql import gates
-from storage.sql.gates import Member, Rest, rest_of
-from storage.sql.road import LOST, Acceptance, Identity, canceled, distinct, stopped
+from storage.sql import crowds, gates
+from storage.sql.gates import Member, Rest, Waiter, rest_of
+from storage.sql.road import LOST, NO_TERMS, Acceptance, Identity, canceled, distinct, left, stopped
 
 _NO_LIMIT = (1 << 62) - 1
 
@@ -255,6 +256,17 @@ class _Plan(NamedTuple):
     messages: Sequence[Message]
     births: Sequence[Row]
     gated: Sequence[tuple[Message, int]]
+    crowded: Sequence[tuple[Message, int]]
+
+
+class _Admitted(NamedTuple):
+    """Who passes the gates that are open, since when others are due who got a lane, whether a crowd was passed
+    over, and what may be claimed besides."""
+
+    claims: Sequence[Claim]
+    lanes_at: int | None
+    passed_over: bool
+    rest: Claiming
 
 
 class Road:
@@ -272,7 +284,9 @@ class Road:
         at once is under a lease from the start, so that it is found again if this process dies with it.
         """
         messages = [message for call in calls for message in call.messages]
-        if any(message.dedup_key is not None or is_gated(message) for message in messages):
+        if any(message.dedup_key is not None or is_gated(message) for message in messages) or any(
+            call.terms is not None and call.terms.aside for call in calls
+        ):
             return await self._transactions.run(connection, lambda tx: accept(tx, calls))
         return await self._transactions.at_once(connection, lambda tx: _write(tx, _plan(tx, calls, {})))
 
@@ -303,13 +317,13 @@ class Road:
         """
         claims: list[Claim] = []
         now = call.now
-        served = False
+        served = passed_over = False
         lanes_at: int | None = None
         try:
             while True:
                 if self._open(call):
                     served = True
-                    admitted, lanes_at, call = await self._pass(connection, call)
+                    admitted, lanes_at, passed_over, call = await self._pass(connection, call)
                     claims += admitted
                 due, next_due_at, call = await self._claim_due(connection, call)
                 claims = [*due, *claims]
@@ -323,22 +337,18 @@ class Road:
             next_due_at = now
         if lanes_at is not None and next_due_at is not None and next_due_at <= now:
             self._transactions.tell(lanes_at)
-        return Claimed(claims=claims, next_due_at=next_due_at)
+        return Claimed(claims=claims, next_due_at=next_due_at, passed_over=passed_over)
 
     def _open(self, call: Claiming) -> bool:
         opens_at = self._transactions.opens_at
         return opens_at is not None and opens_at <= call.now and call.terms.limit > 0
 
-    async def _pass(
-        self, connection: Connection, call: Claiming
-    ) -> tuple[Sequence[Claim], int | None, Claiming]:
-        """Who passes the gates that are open, since when others are due who got a lane, and what may be claimed
-        besides."""
+    async def _pass(self, connection: Connection, call: Claiming) -> "_Admitted":
         begin = self._horizon.begin(call.now)
-        claims, lanes_at, rest = await self._transactions.run(connection, lambda tx: _admit(tx, call, begin))
-        if lanes_at is not None:
-            self._horizon.hear(lanes_at)
-        return claims, lanes_at, rest
+        admitted = await self._transactions.run(connection, lambda tx: _admit(tx, call, begin))
+        if admitted.lanes_at is not None:
+            self._horizon.hear(admitted.lanes_at)
+        return admitted
 
     async def _claim_due(
         self, connection: Connection, call: Claiming
@@ -430,7 +440,14 @@ async def accept(
         for message in call.messages
         if message.id not in stored and is_gated(message)
     ]
-    made = await tx.run(gates.lock((), gates.keys_in(arrivals))) if arrivals else ()
+    crowded = [
+        (message, call.now)
+        for call in calls
+        for message in call.messages
+        if call.terms is not None and message.id in call.terms.aside and message.id not in stored
+    ]
+    keys = {**gates.keys_in(arrivals), **crowds.keys_in(crowded)}
+    made = await tx.run(gates.lock((), keys)) if keys else ()
     answers = await _write(tx, _plan(tx, calls, await _take_keys(tx, calls, stored), stored))
     if made:
         await tx.run(gates.unmake(made))
@@ -467,11 +484,12 @@ def _plan(
     messages: list[Message] = []
     births: list[Row] = []
     gated: list[tuple[Message, int]] = []
+    crowded: list[tuple[Message, int]] = []
     answers = []
     for accepted, now, terms in calls:
         receipts = []
         claims: list[Claim] = []
-        room, lease_ms = (0, 0) if terms is None else (terms.limit, terms.lease_ms)
+        terms = terms or NO_TERMS
         for message in accepted:
             id_ = message.id
             key = message.dedup_key
@@ -491,9 +509,13 @@ def _plan(
                 gated.append((message, now))
                 stand: Row = (CREATED, None, 0, None)
                 change, next_at = Change.CREATED, due_at if due_at > now else None
-            elif due_at <= now and len(claims) < room:
+            elif due_at <= now and id_ in terms.aside:
+                crowded.append((message, now))
+                stand = (CREATED, None, 0, None)
+                change, next_at = Change.CREATED, None
+            elif due_at <= now and len(claims) < terms.limit:
                 claims.append(Claim(message=message, claim_no=1, claimed_at=now))
-                stand = (ACTIVE, now + lease_ms, 1, now)
+                stand = (ACTIVE, now + terms.lease_ms, 1, now)
                 change, next_at = Change.STARTED_AT_ONCE, None
             else:
                 tx.due(due_at, now)
@@ -501,7 +523,7 @@ def _plan(
                 change, next_at = Change.CREATED, due_at if due_at > now else None
             births.append((id_, message.tenant, *stand, tx.position(now), now, change.value, next_at))
         answers.append(Published(receipts=receipts, claims=claims))
-    return _Plan(answers, messages, births, gated)
+    return _Plan(answers, messages, births, gated, crowded)
 
 
 async def _write(tx: Tx, plan: _Plan) -> Sequence[Published]:
@@ -521,6 +543,8 @@ async def _write(tx: Tx, plan: _Plan) -> Sequence[Published]:
         await tx.rows(_PUBLISH_FULL, *births, len(messages), *_arrays(rows, _FULL), *_arrays(labels, _LABEL))
     if plan.gated:
         tx.opens(await tx.run(gates.accept(plan.gated)), max(now for _, now in plan.gated))
+    if plan.crowded:
+        tx.opens(await tx.run(crowds.accept(plan.crowded)), max(now for _, now in plan.crowded))
     return plan.answers
 
 
@@ -538,23 +562,46 @@ def _claim_of(row: Row, now: int) -> Claim | None:
     return Claim(message=message, claim_no=claim_no, claimed_at=now, retried=retried, lost_leases=lost_leases)
 
 
-async def _admit(tx: Tx, call: Claiming, begin: int) -> tuple[Sequence[Claim], int | None, Claiming]:
+async def set_aside(
+    tx: Tx, surplus: Mapping[Crowd, Sequence[Lease]], now: int, limit: int
+) -> Sequence[MessageId]:
+    """Let leased deliveries, and others like them, wait in their crowds; the ids of those that stay as they are.
+
+    Killed before the commit, their leases run out; killed after it, any claim finds them in their crowds.
+    """
+    stayed, opens_at = await tx.run(crowds.set_aside(surplus, now=now, limit=limit))
+    tx.opens(opens_at, now)
+    return stayed
+
+
+async def _admit(tx: Tx, call: Claiming, begin: int) -> _Admitted:
     """Inside a transaction: give lanes and permits, lease who has a permit. As in `storage.sqlite.work`."""
     terms, now = call
     queues = await tx.run(gates.open_gates(GateKind.QUEUE, now))
     lanes_at = await tx.run(gates.give_lanes(queues, now)) if queues else None
     keys = await tx.run(gates.open_gates(GateKind.FLOW, now))
-    if not keys:
-        return (), lanes_at, call
+    waiting: Sequence[tuple[Gate, int]] = ()
+    passed_over = False
+    if terms.shares is not None:
+        waiting, passed_over = await tx.run(crowds.open_crowds(terms.shares, now))
+    if not keys and not waiting:
+        return _Admitted((), lanes_at, passed_over, call)
     if lanes_at is not None:
         begin = min(begin, lanes_at)
     due, oldest = (await tx.rows(_DUE_COUNT, begin, now, terms.limit))[0]
     room = max(terms.limit - due, terms.limit // 2)
     if room == 0 and (await tx.run(gates.next_opening()) or now) <= oldest:
         room = 1
-    passing = await tx.run(gates.give_permits(keys, room=room, max_bytes=terms.max_bytes, now=now))
+    passing: list[Waiter] = []
+    if keys:
+        for_keys = room - room // 2 if waiting else room
+        passing += await tx.run(gates.give_permits(keys, room=for_keys, max_bytes=terms.max_bytes, now=now))
+    rest = left(terms, [one.size for one in passing])
+    room -= len(passing)
+    if waiting and rest.limit and room > 0:
+        passing += await tx.run(crowds.let_in(waiting, room=room, max_bytes=rest.max_bytes, now=now))
     if not passing:
-        return (), lanes_at, call
+        return _Admitted((), lanes_at, passed_over, call)
     rows = await tx.rows(
         _ADMIT, [one.tenant for one in passing], [one.id for one in passing], now, now + terms.lease_ms
     )
@@ -567,12 +614,12 @@ async def _admit(tx: Tx, call: Claiming, begin: int) -> tuple[Sequence[Claim], i
             Change.STARTED.value,
             claim.message.id,
             claim.retried,
-            LOST if claim.lost_leases else None,
+            LOST if claim.lost_leases and claim.message.flow is not None else None,
         )
         for claim in claims
     ]
     await tx.rows(_ADD_STARTED, *_arrays(started, _STARTED))
-    return claims, lanes_at, _rest(call, claims)
+    return _Admitted(claims, lanes_at, passed_over, _rest(call, claims))
 
 
 async def _put_back(tx: Tx, lost: Sequence[tuple[TenantId, int]], now: int) -> None:
@@ -583,12 +630,7 @@ async def _put_back(tx: Tx, lost: Sequence[tuple[TenantId, int]], now: int) -> N
 
 def _rest(call: Claiming, claims: Sequence[Claim]) -> Claiming:
     """What may be claimed when these are."""
-    terms = call.terms
-    limit, max_bytes = terms.limit - len(claims), terms.max_bytes
-    if max_bytes is not None:
-        max_bytes -= sum(len(claim.message.request.body) for claim in claims)
-        limit = limit if max_bytes > 0 else 0
-    return Claiming(ClaimTerms(limit=limit, lease_ms=terms.lease_ms, max_bytes=max_bytes), call.now)
+    return Claiming(left(call.terms, [len(claim.message.request.body) for claim in claims]), call.now)
 
 
 def _earliest(*instants: int | None) -> int | None:

@@ -1,7 +1,7 @@
 """Queues and flow-control keys: who waits where, and what passing, ending and changing write.
 
 What a gate decides is decided in `relay/domain/gates.py`; here its row is read, the decision is asked for, and it
-is written in the transaction of whatever caused it. Every script that changes gates ends with `_save`, which looks
+is written in the transaction of whatever caused it. Every script that changes gates ends with `save`, which looks
 who is first in line and writes when the gate opens.
 
 Whoever changes what waits at a gate has locked the gate, which keeps the counts and `opens_at` true whatever else
@@ -43,7 +43,7 @@ from storage.protocol import FlowKey
 from storage.sql.script import Bulk, Collision, Parameters, Query, Script, read, slices, write
 
 #: Gates that one claim looks at, and messages that take a lane of one queue in it.
-_GATES = 64
+MOST_GATES = 64
 _LANES = 100
 _SLICE = 500
 
@@ -56,7 +56,7 @@ def _typed(columns: str) -> str:
     return f"({', '.join('?' if name == 'name' else 'CAST(? AS bigint)' for name in columns.split(', '))})"
 
 
-_READ = ", ".join(f"g.{name}" for name in GATE_COLUMNS.split(", "))
+GATE_READ = ", ".join(f"g.{name}" for name in GATE_COLUMNS.split(", "))
 _NEW = "tenant, kind, name, created_at, updated_at, used_at, parallelism, period_ms"
 _NOTHING = "paused, parallelism_pinned, rate_pinned, held, window_count, members, accepted"
 _ENSURE = Bulk(
@@ -67,7 +67,7 @@ _ENSURE = Bulk(
 _NAMED = Bulk(
     "WITH k (tenant, kind, name) AS (",
     _typed("tenant, kind, name"),
-    f""") SELECT {_READ}
+    f""") SELECT {GATE_READ}
     FROM k CROSS JOIN gates g WHERE g.tenant = k.tenant AND g.kind = k.kind AND g.name = k.name""",
 )
 #: The first in line at each gate: at a key when it is due, at a queue its number.
@@ -91,10 +91,10 @@ _INSERT = Bulk(
 _OF = Bulk(
     "WITH k (tenant, id) AS (",
     _typed("tenant, id"),
-    """) SELECT v.tenant, v.id, v.queue, v.flow, v.has_slot, v.eligible_at, v.callbacks, v.finished
+    """) SELECT v.tenant, v.id, v.queue, v.flow, v.has_slot, v.eligible_at, v.callbacks, v.finished, v.crowd
     FROM k CROSS JOIN gated v WHERE v.tenant = k.tenant AND v.id = k.id""",
 )
-_DELETE = Bulk("DELETE FROM gated WHERE (tenant, id) IN (", _typed("tenant, id"), ")")
+FORGET_WAITER = Bulk("DELETE FROM gated WHERE (tenant, id) IN (", _typed("tenant, id"), ")")
 _STAND = Bulk(
     "WITH j (tenant, id, eligible_at, waits_at, place, has_slot) AS (",
     _typed("tenant, id, eligible_at, waits_at, place, has_slot"),
@@ -178,7 +178,7 @@ def accept(arrivals: Sequence[tuple[Message, int]]) -> Script[int | None]:
     Returns the earliest instant at which one of the gates opens.
     """
     keys = keys_in(arrivals)
-    gates = yield from _ensured(keys)
+    gates = yield from ensured(keys)
     rows = []
     for message, now in arrivals:
         seq = 0
@@ -195,7 +195,7 @@ def accept(arrivals: Sequence[tuple[Message, int]]) -> Script[int | None]:
         first = (flow, due_at) if queue is None else (queue, seq)
         rows.append((message.tenant, message.id, queue, flow, seq, due_at, *first))
     yield from write(_INSERT, rows)
-    return (yield from _save(gates.values(), max(keys.values())))
+    return (yield from save(gates.values(), max(keys.values())))
 
 
 def settled(rests: Sequence[Rest], reported: Sequence[Member], now: int) -> Script[int | None]:
@@ -207,11 +207,11 @@ def settled(rests: Sequence[Rest], reported: Sequence[Member], now: int) -> Scri
     rests_by_id = {(rest.tenant, rest.id): rest for rest in rests}
     done = Counter(reported)
     rows = yield from read(_OF, [*rests_by_id, *(done.keys() - rests_by_id.keys())])
-    gates = yield from _numbered([row[2] for row in rows], [row[3] for row in rows])
+    gates = yield from numbered([row[2] for row in rows], [row[3] for row in rows], [row[8] for row in rows])
     gone = []
     owing = []
     standing = []
-    for tenant, id_, queue, flow, has_slot, _, callbacks, finished in rows:
+    for tenant, id_, queue, flow, has_slot, _, callbacks, finished, crowd in rows:
         rest = rests_by_id.get((tenant, id_))
         owed = callbacks - done[tenant, id_]
         if rest is not None:
@@ -229,14 +229,16 @@ def settled(rests: Sequence[Rest], reported: Sequence[Member], now: int) -> Scri
                 owing.append((tenant, id_, owed, int(finished)))
             continue
         gone.append((tenant, id_))
+        if crowd is not None:
+            gates[crowd] = left(gates[crowd], now)
         if queue is not None:
             if has_slot:
                 gates[queue] = freed(gates[queue])
             gates[queue] = left(gates[queue], now)
-    yield from write(_DELETE, gone)
+    yield from write(FORGET_WAITER, gone)
     yield from write(_STAND, standing)
     yield from write(_OWE, owing)
-    return (yield from _save(gates.values(), now))
+    return (yield from save(gates.values(), now))
 
 
 def withdrawn(
@@ -253,7 +255,7 @@ def back_in_line(lost: Sequence[tuple[TenantId, int]], now: int) -> Script[set[t
     The slot of the lost attempt is given back with the same statement that ends its claim. A lane is kept.
     """
     rows = [row for row in (yield from read(_OF, lost)) if row[3] is not None]
-    gates = yield from _numbered((), [row[3] for row in rows], wait=False)
+    gates = yield from numbered((), [row[3] for row in rows], wait=False)
     found = yield from read(_STILL_LOST, [(row[0], row[1], now) for row in rows if row[3] in gates])
     still = {(row[0], row[1]) for row in found}
     rows = [row for row in rows if (row[0], row[1]) in still]
@@ -269,7 +271,7 @@ def back_in_line(lost: Sequence[tuple[TenantId, int]], now: int) -> Script[set[t
             for tenant, id_, _, flow, has_slot, due_at, *_ in rows
         ],
     )
-    yield from _save(gates.values(), now)
+    yield from save(gates.values(), now)
     return set(identities)
 
 
@@ -285,9 +287,9 @@ def next_opening() -> Script[int | None]:
 def open_gates(kind: GateKind, now: int) -> Script[Sequence[Gate]]:
     """Those that are open, the ones that were not looked at for longest first, as many as one claim can serve."""
     rows = yield Query(
-        f"SELECT {_READ} FROM gates g WHERE g.opens_at <= ?1 AND g.kind = ?2 ORDER BY g.opens_at, g.id LIMIT ?3"
+        f"SELECT {GATE_READ} FROM gates g WHERE g.opens_at <= ?1 AND g.kind = ?2 ORDER BY g.opens_at, g.id LIMIT ?3"
         " /*FOR UPDATE SKIP LOCKED*/",
-        (now, kind.value, _GATES),
+        (now, kind.value, MOST_GATES),
     )
     return [gate_of(row) for row in rows]
 
@@ -298,9 +300,9 @@ def give_lanes(queues: Sequence[Gate], now: int) -> Script[int | None]:
     Returns the earliest due time that was written. Nobody goes on to a key that somebody has locked, and nobody
     overtakes who has to wait for that: the queue stays open.
     """
-    line = yield from _line({queue.id: min(permits(queue, now), _LANES) for queue in queues}, None)
+    line = yield from lines({queue.id: min(permits(queue, now), _LANES) for queue in queues}, None)
     flows = [waiter.flow for waiters in line.values() for waiter in waiters]
-    gates = yield from _numbered((), flows, wait=False)
+    gates = yield from numbered((), flows, wait=False)
     standing = []
     due = []
     for queue in queues:
@@ -313,7 +315,7 @@ def give_lanes(queues: Sequence[Gate], now: int) -> Script[int | None]:
                 due.append((one.tenant, one.id, one.eligible_at))
     yield from write(_STAND, standing)
     yield from write(_DUE, due)
-    yield from _save(gates.values(), now)
+    yield from save(gates.values(), now)
     return min((one[2] for one in due), default=None)
 
 
@@ -326,8 +328,8 @@ def give_permits(
     """
     keys = [as_of(key, now) for key in keys[:room]]
     wants = shares([permits(key, now) for key in keys], room)
-    line = yield from _line({key.id: want for key, want in zip(keys, wants, strict=True)}, now)
-    passing = _within([one for waiters in line.values() for one in waiters], max_bytes)
+    line = yield from lines({key.id: want for key, want in zip(keys, wants, strict=True)}, now)
+    passing = within([one for waiters in line.values() for one in waiters], max_bytes)
     gates = {}
     for key in keys:
         mine = [one for one in passing if one.gate == key.id]
@@ -335,7 +337,7 @@ def give_permits(
     yield from write(
         _STAND, [(one.tenant, one.id, one.eligible_at, None, None, one.has_slot) for one in passing]
     )
-    yield from _save(gates.values(), now)
+    yield from save(gates.values(), now)
     return passing
 
 
@@ -354,7 +356,7 @@ def change(
 ) -> Script[tuple[bool, int | None]]:
     """Whether there is such a gate, or could be made, and when it opens after the change."""
     key = (tenant, kind, name)
-    gates = yield from _held([key])
+    gates = yield from held_gates([key])
     if not gates:
         if not create:
             return False, None
@@ -366,7 +368,7 @@ def change(
             if count[0][0] >= limit:
                 return False, None
         yield from ensure({key: now})
-        gates = yield from _held([key])
+        gates = yield from held_gates([key])
         if not gates:
             raise Collision
     opening = yield from _changed(changed(as_of(gates[key], now), change, now), now)
@@ -375,7 +377,7 @@ def change(
 
 def retire(tenant: TenantId, name: str, now: int) -> Script[GateId | None]:
     """Take a queue out of sight and stop it, so that its messages can be cancelled in bites."""
-    gates = yield from _held([(tenant, GateKind.QUEUE, name)])
+    gates = yield from held_gates([(tenant, GateKind.QUEUE, name)])
     for gate in gates.values():
         yield from _changed(replace(gate, name=None, paused=True), now)
         return gate.id
@@ -415,12 +417,12 @@ def stragglers(gate: GateId, *, limit: int) -> Script[Sequence[int]]:
 
 
 def forget(now: int, *, limit: int) -> Script[int]:
-    """Keys that nobody has used for long, unless somebody paused or pinned them."""
+    """Keys and crowds that nobody has used for long, unless somebody paused or pinned them."""
     rows = yield Query(
         """
         DELETE FROM gates WHERE id IN (
             SELECT id FROM gates
-            WHERE kind = 2 AND members = 0 AND paused = 0 AND parallelism_pinned = 0 AND rate_pinned = 0
+            WHERE kind > 1 AND members = 0 AND paused = 0 AND parallelism_pinned = 0 AND rate_pinned = 0
             AND used_at <= ?1 ORDER BY used_at LIMIT ?2 /*FOR UPDATE SKIP LOCKED*/
         ) RETURNING 1
         """,
@@ -440,7 +442,7 @@ def queue(tenant: TenantId, name: str) -> Script[Gate | None]:
 def queues(tenant: TenantId) -> Script[Sequence[Gate]]:
     """By name."""
     rows = yield Query(
-        f"SELECT {_READ} FROM gates g WHERE g.tenant = ?1 AND g.kind = {GateKind.QUEUE.value}"
+        f"SELECT {GATE_READ} FROM gates g WHERE g.tenant = ?1 AND g.kind = {GateKind.QUEUE.value}"
         " AND g.name IS NOT NULL ORDER BY g.name",
         (tenant,),
     )
@@ -460,7 +462,7 @@ def flow_keys(tenant: TenantId, search: str, *, limit: int, now: int) -> Script[
     if search:
         where += f" AND replace(g.name, {bind(search)}, '') <> g.name"
     rows = yield Query(
-        f"SELECT {_READ} FROM gates g WHERE {where} ORDER BY g.name LIMIT {bind(limit)}", bind.values
+        f"SELECT {GATE_READ} FROM gates g WHERE {where} ORDER BY g.name LIMIT {bind(limit)}", bind.values
     )
     return (yield from _with_lines([gate_of(row) for row in rows], now))
 
@@ -489,8 +491,12 @@ def lock(members: Sequence[tuple[int, int]], keys: Mapping[Key, int]) -> Script[
     if len(known) < len(keys):
         made = yield from ensure({key: now for key, now in keys.items() if key not in known})
         known = yield from _named(list(keys))
-    queues, flows = ids_by_kind(known)
-    locked = yield from _numbered([*queues, *(row[2] for row in rows)], [*flows, *(row[3] for row in rows)])
+    queues, flows, crowds = ids_by_kind(known)
+    locked = yield from numbered(
+        [*queues, *(row[2] for row in rows)],
+        [*flows, *(row[3] for row in rows)],
+        [*crowds, *(row[8] for row in rows)],
+    )
     if len(by_key(locked.values(), keys)) < len(keys):
         raise Collision
     return made
@@ -515,10 +521,9 @@ def unmake(made: Sequence[GateId]) -> Script[None]:
         yield Query(f"DELETE FROM gates WHERE id IN {bind.several(part)} AND accepted = 0", bind.values)
 
 
-def ids_by_kind(gates: Mapping[Key, Gate]) -> tuple[Sequence[GateId], Sequence[GateId]]:
-    """Queues and keys."""
-    queues = [gate.id for key, gate in gates.items() if key[1] is GateKind.QUEUE]
-    return queues, [gate.id for key, gate in gates.items() if key[1] is GateKind.FLOW]
+def ids_by_kind(gates: Mapping[Key, Gate]) -> Sequence[Sequence[GateId]]:
+    """Queues, keys and crowds."""
+    return [[gate.id for key, gate in gates.items() if key[1] is kind] for kind in GateKind]
 
 
 def by_key(gates: Iterable[Gate], keys: Iterable[Key]) -> dict[Key, Gate]:
@@ -549,7 +554,7 @@ def keys_in(arrivals: Sequence[tuple[Message, int]]) -> dict[Key, int]:
     return keys
 
 
-def _ensured(keys: Mapping[Key, int]) -> Script[dict[Key, Gate]]:
+def ensured(keys: Mapping[Key, int]) -> Script[dict[Key, Gate]]:
     """The gates with these names, made at the instant given when there are none."""
     gates = yield from _named(list(keys))
     if len(gates) < len(keys):
@@ -563,30 +568,36 @@ def _named(keys: Sequence[Key]) -> Script[dict[Key, Gate]]:
     return {(gate.tenant, gate.kind, gate.name or ""): gate for gate in gates}
 
 
-def _held(keys: Sequence[Key]) -> Script[dict[Key, Gate]]:
+def held_gates(keys: Sequence[Key]) -> Script[dict[Key, Gate]]:
     """The gates with these names that there are, locked."""
     found = yield from _named(keys)
-    return by_key((yield from _numbered(*ids_by_kind(found))).values(), keys)
+    return by_key((yield from numbered(*ids_by_kind(found))).values(), keys)
 
 
-def _numbered(
-    queues: Iterable[GateId | None], flows: Iterable[GateId | None], *, wait: bool = True
+def numbered(
+    queues: Iterable[GateId | None],
+    flows: Iterable[GateId | None],
+    crowds: Iterable[GateId | None] = (),
+    *,
+    wait: bool = True,
 ) -> Script[dict[GateId, Gate]]:
     """These gates, locked in order; without `wait` only those that nobody else has locked."""
     lock = "/*FOR UPDATE*/" if wait else "/*FOR UPDATE SKIP LOCKED*/"
     gates: dict[GateId, Gate] = {}
-    ordered = [id_ for ids in (queues, flows) for id_ in sorted({id_ for id_ in ids if id_ is not None})]
+    ordered = [
+        id_ for ids in (queues, flows, crowds) for id_ in sorted({id_ for id_ in ids if id_ is not None})
+    ]
     for part in slices(ordered, _SLICE):
         bind = Parameters()
         rows = yield Query(
-            f"SELECT {_READ} FROM gates g WHERE g.id IN {bind.several(part)} ORDER BY g.kind, g.id {lock}",
+            f"SELECT {GATE_READ} FROM gates g WHERE g.id IN {bind.several(part)} ORDER BY g.kind, g.id {lock}",
             bind.values,
         )
         gates.update((row[0], gate_of(row)) for row in rows)
     return gates
 
 
-def _line(wants: Mapping[GateId, int], due_at: int | None) -> Script[dict[GateId, list[Waiter]]]:
+def lines(wants: Mapping[GateId, int], due_at: int | None) -> Script[dict[GateId, list[Waiter]]]:
     """The first in line at each gate, as many as are wanted; with `due_at` only those that are due by then."""
     line: dict[GateId, list[Waiter]] = {gate: [] for gate in wants}
     bind = Parameters()
@@ -607,7 +618,7 @@ def _line(wants: Mapping[GateId, int], due_at: int | None) -> Script[dict[GateId
     return line
 
 
-def _within(waiters: Sequence[Waiter], max_bytes: int | None) -> Sequence[Waiter]:
+def within(waiters: Sequence[Waiter], max_bytes: int | None) -> Sequence[Waiter]:
     """As many of the first as there is room for, the one that fills it included."""
     if max_bytes is None:
         return waiters
@@ -624,7 +635,7 @@ def _changed(gate: Gate, now: int) -> Script[int | None]:
     gates: dict[GateId, Gate] = {}
     if gate.kind is GateKind.QUEUE:
         rows = yield Query("SELECT flow FROM gated WHERE queue = ?1 AND has_slot = 1", (gate.id,))
-        gates = yield from _numbered((), [row[0] for row in rows])
+        gates = yield from numbered((), [row[0] for row in rows])
         # Nobody takes or loses a lane while the queue is locked, and nobody passes a key that is.
         rows = yield Query(
             f"""
@@ -638,10 +649,10 @@ def _changed(gate: Gate, now: int) -> Script[int | None]:
         yield from write(_DUE, [(*row[:2], None) for row in rows])
         gate = replace(gate, held=gate.held - len(rows))
     gates[gate.id] = gate
-    return (yield from _save(gates.values(), now))
+    return (yield from save(gates.values(), now))
 
 
-def _save(gates: Iterable[Gate], now: int) -> Script[int | None]:
+def save(gates: Iterable[Gate], now: int) -> Script[int | None]:
     """Write gates, and when each of them opens; the earliest of these instants. A deleted queue goes when the last
     of its messages has gone."""
     gates = list(gates)

@@ -101,7 +101,18 @@ _TABLES = {
     ),
     "gated": _Table(
         key=("tenant", "id"),
-        rest=("queue", "flow", "seq", "eligible_at", "waits_at", "place", "callbacks", "has_slot", "finished"),
+        rest=(
+            "queue",
+            "flow",
+            "crowd",
+            "seq",
+            "eligible_at",
+            "waits_at",
+            "place",
+            "callbacks",
+            "has_slot",
+            "finished",
+        ),
     ),
     "deliveries": _Table(
         key=("tenant", "id"),

@@ -7,7 +7,7 @@ import logging
 import os
 import sqlite3
 import tempfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from relay.domain.dead_letter import DeadLetter, DeadLetterId
 from relay.domain.delivery import Lease, Settlement, released
 from relay.domain.errors import Unavailable
 from relay.domain.event import Event
+from relay.domain.fairness import Crowd
 from relay.domain.gates import Gate, GateChange, GateKind
 from relay.domain.message import Headers, Message, MessageId, SignedBy, TenantId
 from relay.domain.schedule import Run, Schedule
@@ -221,6 +222,11 @@ class SqliteStorage:
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[MessageId]:
         return await self._writer.submit(_SETTLE, settlements, cost_of_settlements(settlements))
+
+    async def set_aside(
+        self, surplus: Mapping[Crowd, Sequence[Lease]], *, now: int, limit: int
+    ) -> Sequence[MessageId]:
+        return await self._call(lambda tx: work.set_aside(tx, surplus, now, limit))
 
     async def renew(self, leases: Sequence[Lease], *, until: int) -> Sequence[MessageId]:
         return await self._call(lambda tx: work.renew(tx, leases, until))

@@ -5,10 +5,11 @@ crash anywhere in one of them undoes all of it; what that means for the road of 
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from relay.domain.delivery import Change, Claim, Lease, Settlement
-from relay.domain.gates import GateKind, is_gated
+from relay.domain.fairness import Crowd
+from relay.domain.gates import Gate, GateKind, is_gated
 from relay.domain.message import Message, MessageId
 from storage.codec import (
     ACTIVE,
@@ -28,9 +29,9 @@ from storage.codec import (
     storable,
 )
 from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Published, Receipt
-from storage.sql import gates
-from storage.sql.gates import Member, Rest, rest_of
-from storage.sql.road import LOST, Acceptance, Identity, canceled, distinct, stopped
+from storage.sql import crowds, gates
+from storage.sql.gates import Member, Rest, Waiter, rest_of
+from storage.sql.road import LOST, NO_TERMS, Acceptance, Identity, canceled, distinct, left, stopped
 from storage.sql.script import Bulk, Parameters, marks, slices
 from storage.sqlite.writer import Tx
 
@@ -137,11 +138,12 @@ def publish(
     created_events: list[Row] = []
     delayed_events: list[Row] = []
     gated: list[tuple[Message, int]] = []
+    crowded: list[tuple[Message, int]] = []
     answers = []
     for accepted, now, terms in calls:
         receipts = []
         claims: list[Claim] = []
-        room, lease_ms = (0, 0) if terms is None else (terms.limit, terms.lease_ms)
+        terms = terms or NO_TERMS
         for message in accepted:
             id_ = message.id
             tenant = message.tenant
@@ -171,9 +173,13 @@ def publish(
                 waiting.append((tenant, id_, due_at))
                 delayed_events.append((*event, due_at))
                 tx.due(due_at)
-            elif len(claims) < room:
+            elif id_ in terms.aside:
+                crowded.append((message, now))
+                waiting.append((tenant, id_, None))
+                created_events.append(event)
+            elif len(claims) < terms.limit:
                 claims.append(Claim(message=message, claim_no=1, claimed_at=now))
-                started.append((tenant, id_, now + lease_ms, now))
+                started.append((tenant, id_, now + terms.lease_ms, now))
                 started_events.append(event)
             else:
                 waiting.append((tenant, id_, due_at))
@@ -189,6 +195,8 @@ def publish(
     tx.write(_PUT_DEDUP, taken)
     if gated:
         tx.due(tx.run(gates.accept(gated)))
+    if crowded:
+        tx.due(tx.run(crowds.accept(crowded)))
     tx.live += len(messages)
     return answers
 
@@ -217,8 +225,9 @@ def claim(tx: Tx, terms: ClaimTerms, now: int) -> Claimed:
     """
     opens_at = tx.run(gates.next_opening())
     admitted: Sequence[Row] = ()
+    passed_over = False
     if opens_at is not None and opens_at <= now and terms.limit > 0:
-        admitted, terms = _admitted(tx, terms, now)
+        admitted, terms, passed_over = _admitted(tx, terms, now)
         opens_at = tx.run(gates.next_opening())
     rows = _due(tx, terms, now)
     lost = [(row[0], row[1]) for row in rows if row[2] == ACTIVE and not row[6]]
@@ -271,7 +280,7 @@ def claim(tx: Tx, terms: ClaimTerms, now: int) -> Claimed:
         opens_at = tx.run(gates.next_opening())
     edge = tx.rows("SELECT due_at FROM deliveries WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1")
     instants = [at for at in (opens_at, edge[0][0] if edge else None) if at is not None]
-    return Claimed(claims=claims, next_due_at=min(instants, default=None))
+    return Claimed(claims=claims, next_due_at=min(instants, default=None), passed_over=passed_over)
 
 
 def settle(tx: Tx, calls: Sequence[Sequence[Settlement]]) -> Sequence[Sequence[MessageId]]:
@@ -318,34 +327,52 @@ def renew(tx: Tx, leases: Sequence[Lease], until: int) -> Sequence[MessageId]:
     return [leases[n].message_id for n in sorted(gone)]
 
 
-def _admitted(tx: Tx, terms: ClaimTerms, now: int) -> tuple[Sequence[Row], ClaimTerms]:
-    """What passes the gates that are open, with its content, and the terms for what is due besides.
+def set_aside(tx: Tx, surplus: Mapping[Crowd, Sequence[Lease]], now: int, limit: int) -> Sequence[MessageId]:
+    """Let leased deliveries, and others like them, wait in their crowds; the ids of those that stay as they are.
+
+    Killed before the commit, their leases run out; killed after it, any claim finds them in their crowds.
+    """
+    stayed, opens_at = tx.run(crowds.set_aside(surplus, now=now, limit=limit))
+    tx.due(opens_at)
+    return stayed
+
+
+def _admitted(tx: Tx, terms: ClaimTerms, now: int) -> tuple[Sequence[Row], ClaimTerms, bool]:
+    """What passes the gates that are open, with its content; the terms for what is due besides; and whether a crowd
+    was passed over.
 
     Lanes of queues cost no room: whoever gets one is due like anything else. Permits are taken and used at once,
-    because they count from then; while there is more than room for, keys and the due get half of it each, and the
-    only place there is goes to whoever waited longer.
+    because they count from then; while there is more than room for, gates and the due get half of it each, of the
+    gates keys and crowds half again, and the only place there is goes to whoever waited longer.
     """
     queues = tx.run(gates.open_gates(GateKind.QUEUE, now))
     if queues:
         tx.run(gates.give_lanes(queues, now))
     # Only now: whoever got a lane may have gone on to a key.
     keys = tx.run(gates.open_gates(GateKind.FLOW, now))
-    if not keys:
-        return (), terms
+    waiting: Sequence[tuple[Gate, int]] = ()
+    passed_over = False
+    if terms.shares is not None:
+        waiting, passed_over = tx.run(crowds.open_crowds(terms.shares, now))
+    if not keys and not waiting:
+        return (), terms, passed_over
     due = tx.rows(
         "SELECT due_at FROM deliveries WHERE due_at <= ?1 ORDER BY due_at LIMIT ?2", (now, terms.limit)
     )
     room = max(terms.limit - len(due), terms.limit // 2)
     if room == 0 and (tx.run(gates.next_opening()) or now) <= due[0][0]:
         room = 1
-    passing = tx.run(gates.give_permits(keys, room=room, max_bytes=terms.max_bytes, now=now))
+    passing: list[Waiter] = []
+    if keys:
+        for_keys = room - room // 2 if waiting else room
+        passing += tx.run(gates.give_permits(keys, room=for_keys, max_bytes=terms.max_bytes, now=now))
+    rest = left(terms, [one.size for one in passing])
+    room -= len(passing)
+    if waiting and rest.limit and room > 0:
+        passing += tx.run(crowds.let_in(waiting, room=room, max_bytes=rest.max_bytes, now=now))
+        rest = left(terms, [one.size for one in passing])
     found = {(row[0], row[1]): row for row in tx.bulk(_CONTENT, [(one.tenant, one.id) for one in passing])}
-    limit, max_bytes = terms.limit - len(passing), terms.max_bytes
-    if max_bytes is not None:
-        max_bytes -= sum(one.size for one in passing)
-        limit = limit if max_bytes > 0 else 0
-    rest = ClaimTerms(limit=limit, lease_ms=terms.lease_ms, max_bytes=max_bytes)
-    return [found[one.tenant, one.id] for one in passing], rest
+    return [found[one.tenant, one.id] for one in passing], rest, passed_over
 
 
 def _due(tx: Tx, terms: ClaimTerms, now: int) -> Sequence[Row]:

@@ -1,4 +1,4 @@
--- Gates: kind 1 queue, 2 flow-control key, as in relay/domain/gates.py; columns and meanings are those of the SQLite
+-- Gates: kind 1 queue, 2 flow-control key, 3 crowd, as in relay/domain/gates.py; columns and meanings are those of the SQLite
 -- schema. A queue without a name was deleted while it still had messages; the row goes with the last of them.
 -- `opens_at` is the earliest instant at which somebody could pass, NULL while only a change can bring it: a closed
 -- gate is in no index that anybody looks at. Names are in the order of their bytes, as everywhere else.
@@ -18,7 +18,7 @@ CREATE TABLE gates (
     members bigint NOT NULL CHECK (members >= 0),
     accepted bigint NOT NULL CHECK (accepted >= members),
     opens_at bigint,
-    kind smallint NOT NULL CHECK (kind IN (1, 2)),
+    kind smallint NOT NULL CHECK (kind IN (1, 2, 3)),
     paused smallint NOT NULL CHECK (paused IN (0, 1)),
     parallelism_pinned smallint NOT NULL CHECK (parallelism_pinned IN (0, 1)),
     rate_pinned smallint NOT NULL CHECK (rate_pinned IN (0, 1)),
@@ -35,10 +35,10 @@ CREATE TABLE gates (
 );
 CREATE INDEX gates_opening ON gates (opens_at) WHERE opens_at IS NOT NULL;
 CREATE INDEX gates_unused ON gates (used_at)
-    WHERE kind = 2 AND members = 0 AND paused = 0 AND parallelism_pinned = 0 AND rate_pinned = 0;
+    WHERE kind > 1 AND members = 0 AND paused = 0 AND parallelism_pinned = 0 AND rate_pinned = 0;
 CREATE INDEX gates_deleted ON gates (id) WHERE name IS NULL;
 
--- What the delivery of a message with a queue or a key needs besides its row in `deliveries`, which has no due time
+-- What a delivery that has a queue or a key, or was set aside in a crowd, needs besides its row in `deliveries`, which has no due time
 -- while it waits here. `seq` is its place in the queue, for good; `eligible_at` when it is due as far as time goes.
 -- `waits_at` is the gate it waits at and `place` its place there, both NULL once it may be attempted.
 -- `callbacks` of a message in a queue are unfinished; once it is `finished` itself, its row keeps the lane for them.
@@ -47,6 +47,7 @@ CREATE TABLE gated (
     id bigint NOT NULL,
     queue bigint,
     flow bigint,
+    crowd bigint,
     seq bigint NOT NULL,
     eligible_at bigint NOT NULL,
     waits_at bigint,
@@ -55,7 +56,8 @@ CREATE TABLE gated (
     has_slot smallint NOT NULL CHECK (has_slot IN (0, 1)),
     finished smallint NOT NULL CHECK (finished IN (0, 1)),
     PRIMARY KEY (tenant, id),
-    CHECK (queue IS NOT NULL OR flow IS NOT NULL),
+    CHECK (queue IS NOT NULL OR flow IS NOT NULL OR crowd IS NOT NULL),
+    CHECK (crowd IS NULL OR (crowd = waits_at AND queue IS NULL AND flow IS NULL)),
     CHECK ((waits_at IS NULL) = (place IS NULL)),
     CHECK (has_slot = 0 OR queue IS NOT NULL),
     CHECK (finished = 0 OR (has_slot = 1 AND callbacks > 0 AND flow IS NULL AND waits_at IS NULL))
