@@ -254,7 +254,7 @@ class Config:
         14 * 86_400_000,
         _log_retention,
         "14d",
-        "How long history and finished messages stay readable (at least 10m).",
+        "How long the log and finished messages stay readable (at least 10m).",
     )
     dlq_retention_ms: int = _setting(7 * 86_400_000, _duration, "7d", "How long dead letters stay.")
     schedule_grace_ms: int = _setting(

@@ -55,6 +55,8 @@ _DEV_DEFAULTS = {
 }
 _POSTGRES = ("postgresql:", "postgres:")
 _BACKLOG = 1024
+#: Files a process needs beside those of deliveries in flight: connections of publishers, the database, logs.
+_OTHER_FILES = 256
 #: What a killed client or a stuck connection may hold up, once everything else has stopped.
 _CLOSE_SECONDS = 2.0
 
@@ -100,6 +102,19 @@ def _raise_open_files_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def warn_of_few_open_files(config: Config, log: Log) -> None:
+    """Deliveries that find no file descriptor are put off, and publishers that find none cannot connect."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    needed = config.max_in_flight + _OTHER_FILES
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        log.warning(
+            "relay.few_open_files",
+            limit=limit,
+            needed=needed,
+            hint="raise the limit (ulimit -n, LimitNOFILE) or lower RELAY_MAX_IN_FLIGHT",
+        )
+
+
 def run_loop(program: Coroutine[Any, Any, T]) -> T:
     try:
         import uvloop
@@ -113,6 +128,7 @@ async def run(mode: Mode, config: Config) -> int:
     told_to_stop = hear_signals()
     clock = clock_for(config.database_url)
     with logging_to(config, clock) as log:
+        warn_of_few_open_files(config, log)
         async with opened(config, clock) as storage:
             credentials = await credentials_for(mode, storage, config, now=clock.now())
             relay = Relay(config, storage, clock=clock, log=log)
@@ -325,8 +341,9 @@ class Relay:
         self._stopping = False
         self.metrics = Metrics()
         ids = Ids(node=storage.node, last=storage.last_id)
+        egress = Egress(config.allow_networks)
         self._sender = Sender(
-            egress=Egress(config.allow_networks),
+            egress=egress,
             clock=clock,
             connect_timeout_ms=config.connect_timeout_ms,
             max_response_bytes=config.max_response_bytes,
@@ -380,6 +397,7 @@ class Relay:
             schedules_changed=scheduler.poke,
             stopping=lambda: self._stopping,
             trusted_proxies=config.trusted_proxies,
+            refusal=egress.refusal,
         )
         self._runner = ApiRunner(
             build_app(services),

@@ -128,6 +128,13 @@ class Stats(Struct, frozen=True, kw_only=True):
     oldest_due_at: int | None
 
 
+class History(Struct, frozen=True, kw_only=True):
+    """Rows of history, and the position to go on from; None: there is nothing behind them."""
+
+    events: Sequence[Event] = ()
+    next_position: int | None = None
+
+
 class Page(Struct, frozen=True, kw_only=True):
     """Rows of one table in the order of its key, and the key after which to go on; None: there were none."""
 
@@ -410,10 +417,21 @@ class Archive(Protocol):
     async def message(self, tenant: TenantId, message_id: MessageId) -> Message | None: ...
 
     async def events(
-        self, tenant: TenantId, selection: Selection, *, order: Order, start: int | None, limit: int
-    ) -> Sequence[Event]:
+        self,
+        tenant: TenantId,
+        selection: Selection,
+        *,
+        order: Order,
+        start: int | None,
+        limit: int,
+        walk: int | None = None,
+    ) -> History:
         """History rows from position `start` on (inclusive), in the given order. `selection.states` matches a
-        row when any of its states is meant."""
+        row when any of its states is meant.
+
+        A search that no index narrows looks at `walk` rows at most: then there may be fewer than `limit`, even
+        none, and yet more behind them.
+        """
         ...
 
     async def dead_letter(self, tenant: TenantId, dead_letter_id: DeadLetterId) -> DeadLetter | None: ...

@@ -103,6 +103,36 @@ def test_every_example_agrees_with_its_schema() -> None:
         assert specification.agrees(schema, example), where
 
 
+async def test_every_error_shown_as_an_example_is_what_is_answered(
+    tmp_path: Path, specification: Specification
+) -> None:
+    locked = "the database is locked by another process"
+    async with running(tmp_path / "relay.db", specification, bodies=Bodies(idle_s=0.05)) as rig:
+        await rig.call("POST", PUBLISH, headers={"Upstash-Delay": "soon"})
+        await rig.call("POST", PUBLISH, headers={"Upstash-Retries": "1000000"})
+        await rig.call("POST", PUBLISH, token=None)
+        await rig.call("POST", PUBLISH, token=READ_ONLY)
+        await rig.call("POST", PUBLISH, body=b" " * ((1 << 20) + 1))
+        await rig.call("POST", "/v2/publish/orders")
+        await rig.call("GET", "/v2/messages/msg_01kb4m3z8r0g0")
+        reader, writer = await rig.connect()
+        head = f"POST /v2/batch HTTP/1.1\r\nHost: a\r\nAuthorization: {AUTHORIZATION}\r\n"
+        writer.write(f"{head}Content-Length: 9\r\n\r\n".encode())
+        await next_reply(reader)
+        writer.close()
+        rig.publisher.fault = Unavailable(locked)
+        await rig.call("POST", PUBLISH)
+        rig.problems.append(f"storage is unavailable: {locked}")
+        await rig.call("GET", "/readyz")
+    shown = {
+        example["error"]
+        for _, _, example in specification.examples()
+        if isinstance(example, dict) and example.keys() == {"error"}
+    }
+    assert len(shown) == 10
+    assert {error.replace("within 0.05 s", "within 30 s") for error in specification.errors} == shown
+
+
 def test_every_route_is_described_and_every_description_is_a_route() -> None:
     routes = {(route.method, _template(route.path)) for route in ROUTES}
     routes |= {(method, path) for method, path, _ in OPEN_ROUTES}

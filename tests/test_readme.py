@@ -29,7 +29,7 @@ TOUR: Sequence[tuple[str, Sequence[str]]] = (
     ("relay schedules delete", ("deleted",)),
     ("kill $RECEIVER", ("ERROR", "refused the connection", "RETRY", "next attempt")),
     ("python /tmp/receiver.py", (VERIFIED + "are you there?",)),
-    ("kill $RECEIVER", ("DEAD LETTER", "none")),
+    ("kill $RECEIVER", ("DEAD LETTER", "WHY", "refused the connection")),
     ("python /tmp/receiver.py", ("1 sent again", VERIFIED + "nobody home")),
     ("relay dev --database", ("msg_",)),
     ("relay dev --database", tuple(f"{VERIFIED}message {number}" for number in range(1, 6))),

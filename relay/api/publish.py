@@ -18,6 +18,7 @@ from relay.api.incoming import (
     headers_of,
     messages_of,
     queue_room,
+    refuse_address,
     unknown_destination,
 )
 from relay.api.schedules import put as put_schedule
@@ -254,6 +255,8 @@ def _accepted(
         if target.destination not in groups:
             raise unknown_destination(target.destination)
         to = groups[target.destination]
+    else:
+        refuse_address(services, target.destination, "destination")
     draft = parse_draft(
         (item.headers or {}).items(),
         to=to,

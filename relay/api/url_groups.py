@@ -4,6 +4,7 @@ from aiohttp import web
 
 from relay.api.answer import DONE, Answer, json_answer
 from relay.api.auth import Caller
+from relay.api.incoming import refuse_address
 from relay.api.services import Services
 from relay.domain.errors import NotFound, OverLimit, quoted
 from relay.wire.groups import parse_endpoint_refs, parse_endpoints, parse_headers_patch
@@ -28,6 +29,8 @@ async def show(services: Services, caller: Caller, request: web.Request) -> Answ
 async def put_endpoints(services: Services, caller: Caller, request: web.Request) -> Answer:
     name = _name(request)
     endpoints = parse_endpoints(await _body(services, request))
+    for endpoint in endpoints:
+        refuse_address(services, endpoint.url, "url")
     limits = caller.limits
     # The first bound keeps the work small that the second one costs.
     if len(endpoints) > limits.max_endpoints or not await services.storage.put_endpoints(

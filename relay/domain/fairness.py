@@ -1,8 +1,8 @@
 """Fairness: how much of the room for deliveries one tenant, and one host of a tenant, may take.
 
 Nobody has a fixed share, which would be too small for whoever is alone, and leave nothing when many are greedy.
-Instead each may hold as much as is still free ("dynamic thresholds", Choudhury and Hahne, 1998). One host that hangs
-ends up with half of the room, and the next that hangs with half of the rest. Greedy hosts that do answer come to
+Instead each may hold as much as is still free ("dynamic thresholds", Choudhury and Hahne, 1998). One host that
+hangs ends up with half of the room, the next that hangs with half of the rest. Greedy hosts that do answer come to
 equal parts, of which one stays free. So something is left for whoever comes next, and it is theirs at once.
 
 What exceeds its share is set aside in the crowd of its tenant and host, where it stands in nobody's way.

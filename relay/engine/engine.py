@@ -49,7 +49,7 @@ _CLAIM_OVERHEAD_BYTES = 2_048
 _HAND_BACK_MS = 5_000
 _NEVER_MS = 10**12
 #: How much of what is due is looked through at once for more of a crowd that exceeds its share.
-_SIFTED = 5_000
+_SIFTED = 10_000
 #: How much of a failed attempt's answer is kept in history and with a dead letter.
 KEPT_ANSWER_BYTES = 64 << 10
 
@@ -287,11 +287,17 @@ class Engine:
 
     def _terms_for(self, messages: Sequence[Message], now: int) -> ClaimTerms | None:
         """How much of a publish can be started at once, whose slots are reserved, and which of the messages are to
-        wait in their crowds because those have their share of the room."""
+        wait in their crowds because those have their share of the room.
+
+        While more is due than was claimed, only a crowd of which nothing is in flight starts at once: what is due
+        may be anybody's, but hardly its own.
+        """
         if self._draining:
             return None
         limit = 0
-        free = 0 if self._behind else self._room.free
+        free = self._room.free
+        if self._behind and any(self._room.holds(crowd_of(message)) for message in messages):
+            free = 0
         aside: set[MessageId] = set()
         #: How many more of each crowd may start; None when only the others keep it out.
         left: dict[Crowd, int | None] = {}

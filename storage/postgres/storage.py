@@ -9,7 +9,6 @@ from relay.clock import SharedClock
 from relay.domain.dead_letter import DeadLetter, DeadLetterId
 from relay.domain.delivery import Lease, Settlement, released
 from relay.domain.errors import Unavailable
-from relay.domain.event import Event
 from relay.domain.fairness import Crowd
 from relay.domain.gates import Gate, GateChange, GateKind, is_gated, moves_gates
 from relay.domain.message import Headers, Message, MessageId, SignedBy, TenantId
@@ -34,6 +33,7 @@ from storage.protocol import (
     DueSchedule,
     Firing,
     FlowKey,
+    History,
     Page,
     Published,
     Retention,
@@ -137,6 +137,8 @@ class PostgresStorage:
         #: Look-ups by key, which answer requests, never queue behind searches.
         self._lookups = Pool(server, _LOOKUP, 2)
         self._searches = Pool(server, _SEARCH, 2)
+        #: One walk through history at a time, so that other searches need not wait.
+        self._walks = Pool(server, _SEARCH, 1)
         self._changes = Pool(server, _CHANGE, 2)
         self._transfers = Pool(server, _TRANSFER, 1)
         self._watch = Watch(server, node, clock, woken=self._woken)
@@ -453,10 +455,17 @@ class PostgresStorage:
         return await self._lookups.read(lambda: archive.message(tenant, message_id))
 
     async def events(
-        self, tenant: TenantId, selection: Selection, *, order: Order, start: int | None, limit: int
-    ) -> Sequence[Event]:
-        return await self._searches.read(
-            lambda: archive.events(tenant, selection, order=order, start=start, limit=limit)
+        self,
+        tenant: TenantId,
+        selection: Selection,
+        *,
+        order: Order,
+        start: int | None,
+        limit: int,
+        walk: int | None = None,
+    ) -> History:
+        return await self._walks.read(
+            lambda: archive.events(tenant, selection, order=order, start=start, limit=limit, walk=walk)
         )
 
     async def dead_letter(self, tenant: TenantId, dead_letter_id: DeadLetterId) -> DeadLetter | None:
@@ -571,7 +580,14 @@ class PostgresStorage:
             await self._changes.use(lambda connection: nodes.leave(connection, self._node))
         except Unavailable as problem:
             _log.warning("this process leaves without saying so: %s", problem)
-        for pool in (self._renewals, self._lookups, self._searches, self._changes, self._transfers):
+        for pool in (
+            self._renewals,
+            self._lookups,
+            self._searches,
+            self._walks,
+            self._changes,
+            self._transfers,
+        ):
             await pool.close()
 
     async def _change(self, work: Callable[[Tx], Awaitable[T]]) -> T:

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 from relay.domain.dead_letter import DeadLetter, DeadLetterId
 from relay.domain.delivery import Lease, Settlement, released
 from relay.domain.errors import Unavailable
-from relay.domain.event import Event
 from relay.domain.fairness import Crowd
 from relay.domain.gates import Gate, GateChange, GateKind
 from relay.domain.message import Headers, Message, MessageId, SignedBy, TenantId
@@ -32,6 +31,7 @@ from storage.protocol import (
     DueSchedule,
     Firing,
     FlowKey,
+    History,
     Page,
     Published,
     Retention,
@@ -151,6 +151,8 @@ class SqliteStorage:
         #: Look-ups by key, which answer requests, never queue behind searches.
         self._lookups = Readers(path, 1)
         self._searches = Readers(path, 2)
+        #: One walk through history at a time: together they are no faster, and other searches need not wait.
+        self._walks = Readers(path, 1)
         self._transfers = Readers(path, 1, longest_s=_TRANSFER_S)
 
     @property
@@ -425,10 +427,17 @@ class SqliteStorage:
         return await self._lookups.run(archive.message(tenant, message_id))
 
     async def events(
-        self, tenant: TenantId, selection: Selection, *, order: Order, start: int | None, limit: int
-    ) -> Sequence[Event]:
-        return await self._searches.run(
-            archive.events(tenant, selection, order=order, start=start, limit=limit)
+        self,
+        tenant: TenantId,
+        selection: Selection,
+        *,
+        order: Order,
+        start: int | None,
+        limit: int,
+        walk: int | None = None,
+    ) -> History:
+        return await self._walks.run(
+            archive.events(tenant, selection, order=order, start=start, limit=limit, walk=walk)
         )
 
     async def dead_letter(self, tenant: TenantId, dead_letter_id: DeadLetterId) -> DeadLetter | None:
@@ -527,6 +536,7 @@ class SqliteStorage:
         self._closed = True
         await self._lookups.close()
         await self._searches.close()
+        await self._walks.close()
         await self._transfers.close()
         # Last: the connection that closes last checkpoints and removes the log.
         await self._writer.close()

@@ -119,6 +119,7 @@ class Rig:
         limits: Limits,
         bodies: Bodies,
         trusted_proxies: Sequence[str],
+        walk: int,
     ) -> None:
         self.storage = storage
         self.clock = FakeClock()
@@ -126,6 +127,8 @@ class Rig:
         self.log = Recorder()
         self.problems: list[str] = []
         self.stopping = False
+        #: Addresses that may not be called.
+        self.forbidden: set[str] = set()
         self.violations: list[str] = []
         self.port = 0
         self.server: web.Server | None = None
@@ -150,6 +153,8 @@ class Rig:
             generate_key=lambda: next(fresh_keys),
             stopping=lambda: self.stopping,
             trusted_proxies=tuple(ip_network(network) for network in trusted_proxies),
+            walk=walk,
+            refusal=lambda address: f"{address} may not be called" if address in self.forbidden else None,
         )
 
     async def call(
@@ -417,6 +422,7 @@ async def running(
     limits: Limits | None = None,
     bodies: Bodies | None = None,
     trusted_proxies: Sequence[str] = (),
+    walk: int = 1_000,
     lane: bool = True,
     bounds: Bounds = Bounds(),  # noqa: B008 - immutable
     max_closing_s: float = 5,
@@ -434,6 +440,7 @@ async def running(
                 limits=limits or Limits(),
                 bodies=bodies or Bodies(),
                 trusted_proxies=trusted_proxies,
+                walk=walk,
             )
             app = build_app(rig.services)
             app.on_response_prepare.append(rig._check)

@@ -19,12 +19,14 @@ Answered = tuple[str, str, int]
 
 
 class Specification:
-    """Remembers every answer it was shown and every member it found in one."""
+    """Remembers every answer it was shown, every member it found in one, and what errors said."""
 
     def __init__(self) -> None:
         self.document: dict[str, Any] = yaml.safe_load(PATH.read_text())
         self.answered: set[Answered] = set()
         self.members: set[str] = set()
+        #: The sentences of error answers.
+        self.errors: set[str] = set()
 
     def operations(self) -> Iterator[tuple[str, str]]:
         """(METHOD, path) of everything described."""
@@ -74,6 +76,8 @@ class Specification:
         if media_type != "application/json":
             return []
         value = json.loads(body)
+        if isinstance(value, dict) and "error" in value and status >= 400:
+            self.errors.add(value["error"])
         problems = [
             f"{here}: {problem.json_path}: {problem.message}"
             for problem in self._validator(media["schema"]).iter_errors(value)

@@ -45,8 +45,8 @@ async def examine(database: str) -> Aftermath:
 async def _examine(storage: Storage) -> Aftermath:
     tenant = DEFAULT_TENANT
     logs: dict[str, list[State]] = {}
-    events = await storage.events(tenant, _EVERYTHING, order=Order.EARLIEST_FIRST, start=None, limit=_ALL)
-    for event in events:
+    history = await storage.events(tenant, _EVERYTHING, order=Order.EARLIEST_FIRST, start=None, limit=_ALL)
+    for event in history.events:
         logs.setdefault(text_of_id(event.message.id), []).extend(event.change.states)
     letters = await storage.dead_letters(
         tenant, _EVERYTHING, order=Order.EARLIEST_FIRST, start=None, limit=_ALL

@@ -148,6 +148,17 @@ def test_the_image_can_talk_to_postgres() -> None:
     assert "'.[postgres,ed25519]'" in (DEPLOY / "Dockerfile").read_text()
 
 
+def test_the_image_is_built_from_what_the_build_copies_and_nothing_else_of_a_clone() -> None:
+    copies = re.findall("^COPY (?!--from)(.*) [^ ]+$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    ignored, *exceptions = [
+        line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")
+    ]
+    assert ignored == "*"
+    assert {line.removeprefix("!") for line in exceptions if line.startswith("!")} == set(
+        " ".join(copies).split()
+    )
+
+
 # The chart
 
 

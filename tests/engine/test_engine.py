@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import ClassVar, cast
 
 import pytest
@@ -21,18 +20,10 @@ from relay.ids import Ids, dead_letter_text, text_of
 from relay.metrics import Metrics
 from relay.wire.outbound import Outgoing
 from storage.protocol import ClaimTerms, Storage, Work
-from storage.sqlite import open_sqlite
 from tests.builders import NOW, TENANT, a_claim, a_message, an_attempt, next_id
 from tests.engine.stepped import Faulty, Lines, storage_is_away
 
 _PATIENCE_S = 20
-
-
-@pytest.fixture
-async def storage(tmp_path: Path) -> AsyncIterator[Storage]:
-    opened = await open_sqlite(f"sqlite:///{tmp_path}/relay.db")
-    yield opened
-    await opened.close()
 
 
 class Destination:
@@ -147,10 +138,10 @@ class Rig:
 
     async def states(self, id: MessageId) -> list[State]:
         """The message's log, oldest first."""
-        events = await self.storage.events(
+        history = await self.storage.events(
             TENANT, Selection(message_ids=(id,)), order=Order.EARLIEST_FIRST, start=None, limit=100
         )
-        return [state for event in events for state in event.change.states]
+        return [state for event in history.events for state in event.change.states]
 
     async def until_state(self, id: MessageId, state: State) -> list[State]:
         async with asyncio.timeout(_PATIENCE_S):
@@ -210,13 +201,8 @@ async def test_the_destination_decides_when_it_is_asked_again(rig: Rig) -> None:
         message = a_message(retry_delay="5000")
         await rig.engine.publish([message])
         await rig.settled()
-    (retried,) = [
-        event
-        for event in await rig.storage.events(
-            TENANT, Selection(), order=Order.EARLIEST_FIRST, start=None, limit=10
-        )
-        if event.change is Change.RETRIED
-    ]
+    history = await rig.storage.events(TENANT, Selection(), order=Order.EARLIEST_FIRST, start=None, limit=10)
+    (retried,) = [event for event in history.events if event.change is Change.RETRIED]
     assert retried.next_at == NOW + 30_000
 
 
@@ -442,9 +428,11 @@ async def test_outcomes_wait_for_storage_to_come_back(storage: Storage) -> None:
         await rig.until(lambda: len(rig.lines.named("settler.waiting")) > 0)
         assert rig.engine.in_flight == 1
         faulty.before = _nothing_wrong
-        while not await rig.storage.events(
-            TENANT, Selection(states=(State.DELIVERED,)), order=Order.LATEST_FIRST, start=None, limit=1
-        ):
+        while not (
+            await rig.storage.events(
+                TENANT, Selection(states=(State.DELIVERED,)), order=Order.LATEST_FIRST, start=None, limit=1
+            )
+        ).events:
             rig.clock.advance(100)
             await _let_loops_run()
         await rig.settled()

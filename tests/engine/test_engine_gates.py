@@ -4,9 +4,6 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
-
-import pytest
 
 from relay.clock import FakeClock
 from relay.config import Config
@@ -19,18 +16,10 @@ from relay.ids import Ids
 from relay.metrics import Metrics
 from relay.wire.outbound import Outgoing
 from storage.protocol import Storage
-from storage.sqlite import open_sqlite
 from tests.builders import NOW, TENANT, a_message
 from tests.engine.stepped import Lines
 
 _PATIENCE_S = 60
-
-
-@pytest.fixture
-async def storage(tmp_path: Path) -> AsyncIterator[Storage]:
-    opened = await open_sqlite(f"sqlite:///{tmp_path}/relay.db")
-    yield opened
-    await opened.close()
 
 
 class Unsigned:
@@ -111,10 +100,10 @@ def keyed(count: int, **limits: int) -> list[Message]:
 
 async def starts(storage: Storage) -> Sequence[int]:
     """When attempts were started, by the log."""
-    events = await storage.events(
+    history = await storage.events(
         TENANT, Selection(states=(State.ACTIVE,)), order=Order.EARLIEST_FIRST, start=None, limit=1000
     )
-    return [event.at for event in events]
+    return [event.at for event in history.events]
 
 
 def most_in(times: Sequence[int], span_ms: int) -> int:

@@ -1,6 +1,4 @@
 import random
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -13,7 +11,6 @@ from relay.domain.tenant import Tenant, TenantLimits
 from relay.engine.janitor import Janitor, Store
 from relay.metrics import Metrics
 from storage.protocol import ClaimTerms, Storage
-from storage.sqlite import open_sqlite
 from tests.builders import NOW, OTHER_TENANT, TENANT, a_message, an_attempt, next_id
 from tests.engine.stepped import Faulty, Lines, SteppedClock, running, storage_is_away
 
@@ -21,13 +18,6 @@ SECOND = 1_000
 MINUTE = 60 * SECOND
 DAY = 24 * 60 * MINUTE
 ROUND = 15 * SECOND
-
-
-@pytest.fixture
-async def storage(tmp_path: Path) -> AsyncIterator[Storage]:
-    opened = await open_sqlite(f"sqlite:///{tmp_path}/relay.db")
-    yield opened
-    await opened.close()
 
 
 class Bench:

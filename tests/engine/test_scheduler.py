@@ -1,6 +1,5 @@
 import asyncio
 import random
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,13 +29,6 @@ POLL = 15 * SECOND
 assert NOW % MINUTE == 0
 #: The first tick of every minutely schedule in this file.
 FIRST = NOW + MINUTE
-
-
-@pytest.fixture
-async def storage(tmp_path: Path) -> AsyncIterator[Storage]:
-    opened = await open_sqlite(f"sqlite:///{tmp_path}/relay.db")
-    yield opened
-    await opened.close()
 
 
 class Bench:
