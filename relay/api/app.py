@@ -116,8 +116,11 @@ NOT_OFFERED = (
     "/v2/notify",
     "/v2/wait",
     "/v2/waiters",
-    "/llm/v1/chat/completions",
+    "/llm/v1",
 )
+
+#: Why, where waiting for another version is of no use.
+_NEVER = {"/llm/v1": "Relay hosts no language model, publish to the URL of a provider"}
 
 #: Bytes of the request line and of one header field. Destinations and forwarded headers are both long-winded.
 #: The two differ so that an error of the parser, which names only the limit, tells which it was.
@@ -184,7 +187,9 @@ def _open(services: Services, endpoint: OpenEndpoint) -> Handler:
 
 
 def _not_offered(path: str) -> Handler:
+    reason = f": {_NEVER[path]}" if path in _NEVER else " by this version"
+
     async def handle(request: web.Request) -> web.StreamResponse:
-        return response_of(error_answer(400, f"{path} is not offered by this version"))
+        return response_of(error_answer(400, f"{path} is not offered{reason}"))
 
     return handle

@@ -49,7 +49,7 @@ _CLAIM_OVERHEAD_BYTES = 2_048
 _HAND_BACK_MS = 5_000
 _NEVER_MS = 10**12
 #: How much of what is due is looked through at once for more of a crowd that exceeds its share.
-_SIFTED = 10_000
+_SIFTED = 2_000
 #: How much of a failed attempt's answer is kept in history and with a dead letter.
 KEPT_ANSWER_BYTES = 64 << 10
 

@@ -21,6 +21,9 @@ MAX_URL_LENGTH = 8192
 #: Characters of a URL group's name.
 MAX_NAME_LENGTH = 256
 
+#: What the SDKs call the language model that QStash used to host.
+_HOSTED_MODEL = "api/llm"
+
 _MAX_AUTHORITY_LENGTH = 1024
 _MAX_HOST_LENGTH = 253
 _TOKEN_PARAMETER = "qstash_token"  # noqa: S105 - the name, not a secret
@@ -131,6 +134,11 @@ def parse_destination(text: str) -> Target:
     if _URL.match(text):
         return Target(destination=parse_url(text, "destination"), kind=Kind.URL)
     name = _decoded(text, "destination") if "%" in text else text
+    if name == _HOSTED_MODEL:
+        raise Invalid(
+            "destination",
+            f"{_HOSTED_MODEL} is not offered: Relay hosts no language model, name a provider's URL",
+        )
     if _NAME.fullmatch(name) is None:
         raise Invalid(
             "destination",

@@ -141,7 +141,15 @@ async def test_what_this_version_does_not_have_says_so(rig: Rig, method: str, pa
     for target in (path, f"{path}/", f"{path}/some-name/https://example.com//x?y=z"):
         reply = await rig.call(method, target)
         assert reply.status == 400
-        assert reply.error == f"{path} is not offered by this version"
+        assert reply.error.startswith(f"{path} is not offered")
+
+
+async def test_a_hosted_language_model_is_not_promised_for_later(rig: Rig) -> None:
+    reply = await rig.call("POST", "/llm/v1/chat/completions", body=b"{}")
+    assert reply.status == 400
+    assert reply.error == (
+        "/llm/v1 is not offered: Relay hosts no language model, publish to the URL of a provider"
+    )
 
 
 async def test_a_trailing_slash_names_the_same_collection(rig: Rig) -> None:
