@@ -168,6 +168,8 @@ class Engine:
         finally:
             if terms is not None:
                 self._give_back(terms.limit)
+        if terms is not None and terms.aside:
+            self._metrics.set_aside.inc(len(terms.aside))
         duplicates = sum(1 for receipt in published.receipts if receipt.deduplicated)
         if duplicates:
             self._metrics.deduplicated.inc(duplicates)
@@ -366,6 +368,10 @@ class Engine:
             self._metrics.storage_errors.labels("set_aside").inc()
             self._log.warning("crowds.not_set_aside", count=len(claims), reason=str(reason))
             stayed = [claim.message.id for claim in claims]
+        else:
+            self._metrics.set_aside.inc(len(claims) - len(stayed))
+            for crowd, some in surplus.items():
+                self._log.info("crowd.set_aside", tenant=crowd.tenant, host=crowd.host, count=len(some))
         finally:
             self._give_back(1)
         for claim in claims if stayed else ():
