@@ -338,6 +338,7 @@ async def gate_refusals(rig: Rig) -> None:
     for method, template in GATES:
         target = template.format(queue="nothing", key="nothing")
         assert (await rig.call(method, target, token=None)).status == 401
+        assert (await rig.call(method, target, token=DISABLED)).status == 403
         if method != "GET":
             assert (await rig.call(method, target, token=READ_ONLY)).status == 403
         wrong = template.replace("/q/", "/%21/").format(queue="%21", key="%00")
