@@ -17,7 +17,7 @@ from msgspec import structs
 from relay.clock import Clock
 from relay.config import Config
 from relay.domain.message import TenantId
-from relay.domain.tenant import Principal, Tenant
+from relay.domain.tenant import DEFAULT_TENANT, Principal, Tenant
 from storage.protocol import Accounts, CannotOpen, Catalog
 
 
@@ -25,7 +25,6 @@ class Store(Catalog, Accounts, Protocol):
     """The roles of storage that know accounts."""
 
 
-DEFAULT_TENANT = TenantId(1)
 _GENERATED = "generated_token"
 #: The hash of the token that a start is about to print, or has printed when it is that of `_GENERATED` too.
 _TELLING = "telling_token"

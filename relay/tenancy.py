@@ -7,6 +7,7 @@ from msgspec import structs
 
 from relay.accounts import make_token, token_hash
 from relay.domain.errors import Invalid, NotFound, quoted
+from relay.domain.message import SignedBy
 from relay.domain.tenant import Tenant, Token
 from storage.protocol import Accounts
 
@@ -40,6 +41,14 @@ async def change_limits(accounts: Accounts, name: str, values: Mapping[str, int 
     limits = structs.replace(tenant.limits, **values)
     await accounts.put_limits(tenant.id, limits)
     return structs.replace(tenant, limits=limits)
+
+
+async def change_signature(accounts: Accounts, name: str, scheme: str) -> Tenant:
+    """Have what does not say how signed by `scheme`, a word of `SignedBy`. Raises `NotFound`."""
+    tenant = await named(accounts, name)
+    signed_by = SignedBy(scheme)
+    await accounts.put_signed_by(tenant.id, signed_by)
+    return structs.replace(tenant, signed_by=signed_by)
 
 
 async def disable(accounts: Accounts, name: str, *, now: int) -> None:

@@ -1,6 +1,7 @@
 """Signing and verifying HTTP messages, for the relay that sends them and the applications that receive them.
 
-Needs nothing but PyJWT, and that only once a `Receiver` is built. In an application:
+Needs nothing but PyJWT, and that only once a `Receiver` is built; Ed25519 keys need `cryptography` as well. The
+modules of `signing.adapters` verify in one line for web frameworks. Without one, in an application:
 
 >>> from signing import Receiver, SignatureError
 >>> receiver = Receiver("sig_7kYjw48mhY7kAjqNGcy6cr29RJ6r", "sig_5ZB6DVzB1wjE8S6rZ7eenA8Pdnhs")
@@ -11,6 +12,7 @@ Needs nothing but PyJWT, and that only once a `Receiver` is built. In an applica
 The request carries no signature.
 """
 
+from signing.ed25519 import Ed25519MissingError, PrivateKey, PublicKey
 from signing.errors import (
     AlgorithmRefusedError,
     BodyMismatchError,
@@ -26,23 +28,34 @@ from signing.errors import (
 from signing.keys import KeyPair, generate_key, rotate
 from signing.qstash import body_hash, sign
 from signing.receiver import Claims, Receiver
+from signing.standard import sign_standard, webhook_secret
+from signing.verifier import Verifier
+from signing.webhook import Webhook, WebhookReceiver
 
 __all__ = [
     "AlgorithmRefusedError",
     "BodyMismatchError",
     "Claims",
+    "Ed25519MissingError",
     "InvalidClaimError",
     "KeyPair",
     "MalformedSignatureError",
     "MissingSignatureError",
+    "PrivateKey",
+    "PublicKey",
     "Receiver",
     "SignatureError",
     "SignatureExpiredError",
     "SignatureNotYetValidError",
     "UrlMismatchError",
+    "Verifier",
+    "Webhook",
+    "WebhookReceiver",
     "WrongKeyError",
     "body_hash",
     "generate_key",
     "rotate",
     "sign",
+    "sign_standard",
+    "webhook_secret",
 ]

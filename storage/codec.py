@@ -26,6 +26,7 @@ from relay.domain.message import (
     Redaction,
     Request,
     RetryPolicy,
+    SignedBy,
     TenantId,
 )
 from relay.domain.place import place_of
@@ -71,7 +72,7 @@ SCHEDULE_COLUMNS = (
     "tenant, id, cron, draft, created_at, revision, catch_up, overlap, paused, next_at, last_fired_at, error"
 )
 URL_GROUP_COLUMNS = "tenant, name, created_at, updated_at, endpoints, headers"
-TENANT_COLUMNS = "id, user_id, current_key, next_key, limits, disabled_at"
+TENANT_COLUMNS = "id, user_id, current_key, next_key, limits, disabled_at, signed_by"
 TOKEN_COLUMNS = "hash, tenant, read_only, created_at, expires_at, label, issued"  # noqa: S105 - no password
 
 _NO_HEADERS = "[]"
@@ -88,6 +89,7 @@ class _Terms(Struct, frozen=True, omit_defaults=True):
     failure_callback: Callback | None = None
     redaction: Redaction | None = None
     source: int | None = None
+    signed_by: SignedBy | None = None
     lane_of: int | None = None
 
 
@@ -148,6 +150,7 @@ def rare_row(message: Message) -> Row:
         or message.failure_callback is not None
         or message.redaction is not None
         or origin.source is not None
+        or message.signed_by is not None
     ):
         terms = _encode(
             _Terms(
@@ -156,6 +159,7 @@ def rare_row(message: Message) -> Row:
                 failure_callback=message.failure_callback,
                 redaction=message.redaction,
                 source=origin.source,
+                signed_by=message.signed_by,
                 lane_of=message.lane_of,
             )
         )
@@ -220,6 +224,7 @@ def message_of(row: Row) -> Message:
         callback=rare.callback,
         failure_callback=rare.failure_callback,
         redaction=rare.redaction,
+        signed_by=rare.signed_by,
         dedup_key=dedup_key,
         lane_of=None if rare.lane_of is None else MessageId(rare.lane_of),
     )
@@ -458,7 +463,7 @@ def labels_of(text: str) -> tuple[str, ...]:
 
 def tenant_of(row: Row) -> Tenant:
     """From TENANT_COLUMNS."""
-    id_, user_id, current_key, next_key, limits, disabled_at = row
+    id_, user_id, current_key, next_key, limits, disabled_at, signed_by = row
     return Tenant(
         id=TenantId(id_),
         user_id=user_id,
@@ -466,6 +471,7 @@ def tenant_of(row: Row) -> Tenant:
         next_key=next_key,
         limits=limits_of(limits),
         disabled_at=disabled_at,
+        signed_by=SignedBy(signed_by),
     )
 
 

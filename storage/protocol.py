@@ -15,7 +15,7 @@ from relay.domain.delivery import Claim, Lease, Settlement
 from relay.domain.event import Event
 from relay.domain.fairness import Crowd, Shares
 from relay.domain.gates import Gate, GateChange, GateKind
-from relay.domain.message import Headers, Message, MessageId, TenantId
+from relay.domain.message import Headers, Message, MessageId, SignedBy, TenantId
 from relay.domain.schedule import Run, Schedule
 from relay.domain.selection import Order, Selection
 from relay.domain.tenant import Principal, Tenant, TenantLimits, Token
@@ -344,6 +344,10 @@ class Catalog(Protocol):
 
     async def tenant(self, tenant: TenantId) -> Tenant | None: ...
 
+    async def tenant_named(self, user_id: str) -> Tenant | None:
+        """None, too, when several have that name: none of them may be taken for another."""
+        ...
+
     async def tenants(self) -> Sequence[Tenant]: ...
 
     async def put_tenant(self, tenant: Tenant, *, now: int) -> None:
@@ -384,6 +388,10 @@ class Accounts(Protocol):
 
     async def put_limits(self, tenant: TenantId, limits: TenantLimits) -> bool:
         """Replace the limits of a tenant. False: no such tenant."""
+        ...
+
+    async def put_signed_by(self, tenant: TenantId, signed_by: SignedBy) -> bool:
+        """How to sign, from now on, what does not say itself. False: no such tenant."""
         ...
 
     async def put_disabled(self, tenant: TenantId, *, at: int | None) -> bool:

@@ -13,6 +13,7 @@ from relay.domain.message import (
     Redaction,
     Request,
     RetryPolicy,
+    SignedBy,
     TenantId,
 )
 from relay.ids import Ids
@@ -62,6 +63,7 @@ def a_message(
     callback: Callback | None = None,
     failure_callback: Callback | None = None,
     redaction: Redaction | None = None,
+    signed_by: SignedBy | None = None,
     dedup_key: bytes | None = None,
     lane_of: MessageId | None = None,
 ) -> Message:
@@ -86,6 +88,7 @@ def a_message(
         callback=callback,
         failure_callback=failure_callback,
         redaction=redaction,
+        signed_by=signed_by,
         dedup_key=dedup_key,
         lane_of=lane_of,
     )

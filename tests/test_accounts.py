@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from relay.accounts import (
-    DEFAULT_TENANT,
     Credentials,
     development,
     make_token,
@@ -20,7 +19,7 @@ from relay.accounts import (
 from relay.clock import Clock, FakeClock, SystemClock
 from relay.config import Config
 from relay.domain.message import TenantId
-from relay.domain.tenant import Principal, Token
+from relay.domain.tenant import DEFAULT_TENANT, Principal, Token
 from relay.ids import random_name
 from signing import generate_key
 from storage.protocol import CannotOpen, Storage

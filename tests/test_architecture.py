@@ -14,6 +14,11 @@ STDLIB = frozenset(sys.stdlib_module_names)
 #: The longest matching path counts.
 ALLOWED: dict[str, frozenset[str]] = {
     "signing": frozenset({"signing", "jwt"}),
+    "signing/ed25519": frozenset({"signing", "cryptography"}),
+    "signing/adapters/aiohttp": frozenset({"signing", "aiohttp"}),
+    "signing/adapters/django": frozenset({"signing", "django"}),
+    "signing/adapters/flask": frozenset({"signing", "flask", "werkzeug"}),
+    "signing/adapters/starlette": frozenset({"signing", "starlette"}),
     "relay/__init__": frozenset(),
     "relay/__main__": frozenset({"relay.cli"}),
     "relay/clock": frozenset(),
@@ -46,6 +51,7 @@ ALLOWED: dict[str, frozenset[str]] = {
             "storage.protocol", "aiohttp", "multidict", "msgspec", "orjson", "yarl",
         }
     ),
+    "relay/api/jwks": frozenset({"relay.api", "relay.domain", "signing", "aiohttp"}),
     "relay/engine": frozenset(
         {
             "relay.engine", "relay.wire", "relay.domain", "relay.clock", "relay.fresh", "relay.ids", "relay.log",

@@ -24,6 +24,7 @@ PUBLISH = "/v2/publish/https://example.com/hook"
 SCHEDULES = "/v2/schedules/https://example.com/hook"
 ENDPOINTS = "/v2/topics/{name}/endpoints"
 CRON = {"Upstash-Cron": "*/10 * * * *"}
+JWKS = "/.well-known/jwks.json"
 CRON_OF = {"/v2/schedules/{schedule_id}": CRON}
 
 #: May be absent, but not where every client has an address.
@@ -120,6 +121,7 @@ async def test_every_error_shown_as_an_example_is_what_is_answered(
         await rig.call("POST", PUBLISH, body=b" " * ((1 << 20) + 1))
         await rig.call("POST", "/v2/publish/orders")
         await rig.call("GET", "/v2/messages/msg_01kb4m3z8r0g0")
+        await rig.call("GET", f"{JWKS}?tenant=nobody")
         reader, writer = await rig.connect()
         head = f"POST /v2/batch HTTP/1.1\r\nHost: a\r\nAuthorization: {AUTHORIZATION}\r\n"
         writer.write(f"{head}Content-Length: 9\r\n\r\n".encode())
@@ -134,7 +136,7 @@ async def test_every_error_shown_as_an_example_is_what_is_answered(
         for _, _, example in specification.examples()
         if isinstance(example, dict) and example.keys() == {"error"}
     }
-    assert len(shown) == 10
+    assert len(shown) == 11
     assert {error.replace("within 0.05 s", "within 30 s") for error in specification.errors} == shown
 
 
@@ -247,6 +249,7 @@ async def successes(rig: Rig) -> None:
         "Upstash-Timeout": "5s",
         "Upstash-Retry-Delay": "1000",
         "Upstash-Delay": "1s",
+        "Relay-Signature": "both",
         "Upstash-Callback": "https://example.com/callback",
         "Upstash-Callback-Forward-X": "y",
         "Upstash-Failure-Callback": "https://example.com/failed",
@@ -258,7 +261,7 @@ async def successes(rig: Rig) -> None:
         known = {"If-None-Match": reply.headers["ETag"]}
         assert (await rig.call("GET", path, headers=known)).status == 304
     assert (await rig.call("GET", "/docs/")).status == 308
-    for path in ("/healthz", "/readyz", "/metrics", "/v2/keys", "/v2/schedules", "/v2/dlq"):
+    for path in ("/healthz", "/readyz", "/metrics", JWKS, "/v2/keys", "/v2/schedules", "/v2/dlq"):
         assert (await rig.call("GET", path)).status == 200
     schedule_id = await rig.schedule(headers=every_setting, body=b"text")
     await rig.schedule(body=b"\xff")
@@ -396,6 +399,7 @@ async def refusals(rig: Rig) -> None:
         assert (await rig.call("POST", path, headers=CRON)).status == 404
     assert (await rig.call_json("POST", "/v2/batch", [{"destination": "nobody"}])).status == 404
     await refused_groups(rig)
+    assert (await rig.call("GET", f"{JWKS}?tenant=nobody")).status == 404
     assert (await rig.call("POST", "/v2/dlq/retry?dlqIds=1-1")).status == 404
     for method, path in (
         ("DELETE", "/v2/messages"),
@@ -492,6 +496,7 @@ async def outage(rig: Rig) -> None:
     ]
     replies = await asyncio.gather(
         rig.call("GET", "/readyz"),
+        rig.call("GET", JWKS),
         *(
             rig.call(method, target, body=body, headers=CRON if target == SCHEDULES else None)
             for method, target, body in requests

@@ -38,8 +38,8 @@ class Answer(Struct, frozen=True, kw_only=True):
     content_type: str = "application/json"
 
 
-def json_answer(value: object, *, status: int = 200) -> Answer:
-    return Answer(status=status, body=orjson.dumps(value))
+def json_answer(value: object, *, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> Answer:
+    return Answer(status=status, body=orjson.dumps(value), headers=headers)
 
 
 #: For operations whose answer is that they were done: still valid JSON, since clients parse it.

@@ -12,6 +12,7 @@ from relay.api import (
     docs,
     flow_control,
     health,
+    jwks,
     keys,
     logs,
     messages,
@@ -111,6 +112,7 @@ OPEN_ROUTES: tuple[tuple[str, str, OpenEndpoint], ...] = (
     ("GET", "/docs", docs.page),
     ("GET", "/docs/", docs.page_below),
     ("GET", "/docs/{file}", docs.asset),
+    ("GET", "/.well-known/jwks.json", jwks.show),
 )
 
 #: Parts of the protocol that this version does not have, with everything below them. They say so: a client that

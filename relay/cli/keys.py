@@ -1,6 +1,7 @@
-"""`relay keys`: the two keys that receivers verify deliveries with."""
+"""`relay keys`: what receivers verify deliveries with."""
 
 import argparse
+from typing import Any
 
 from relay.cli.commands import OPERATE, Commands
 from relay.cli.options import add_connection, opened
@@ -10,7 +11,15 @@ from relay.cli.shell import Shell
 
 def register(commands: Commands) -> None:
     actions = Commands(commands.add("keys", "show or rotate the signing keys", group=OPERATE), "ACTION")
-    add_connection(actions.add("show", "print the keys as receivers want them in their environment", _show))
+    add_connection(
+        actions.add(
+            "show",
+            "print the keys as receivers want them in their environment",
+            _show,
+            details="The secrets and public keys of Standard Webhooks follow from the signing keys, and rotate\n"
+            "with them. A receiver needs those of one scheme.",
+        )
+    )
     add_connection(
         actions.add(
             "rotate",
@@ -32,8 +41,28 @@ def _rotate(args: argparse.Namespace, shell: Shell) -> int:
 
 def _print(args: argparse.Namespace, shell: Shell, method: str, path: str) -> int:
     with opened(args, shell) as (relay, output):
-        document = relay.call(method, path)
-        output.document(document)
-        output.line(f"QSTASH_CURRENT_SIGNING_KEY={document['current']}")
-        output.line(f"QSTASH_NEXT_SIGNING_KEY={document['next']}")
+        pair: dict[str, Any] = relay.call(method, path)
+        current, next_ = _standard(pair["current"]), _standard(pair["next"])
+        output.document(pair | {"standard": {"current": current, "next": next_}})
+        output.line(f"QSTASH_CURRENT_SIGNING_KEY={pair['current']}")
+        output.line(f"QSTASH_NEXT_SIGNING_KEY={pair['next']}")
+        for name, keys in (("CURRENT", current), ("NEXT", next_)):
+            output.line(f"WEBHOOK_{name}_SECRET={keys['secret']}")
+        for name, keys in (("CURRENT", current), ("NEXT", next_)):
+            if "publicKey" in keys:
+                output.line(f"WEBHOOK_{name}_PUBLIC_KEY={keys['publicKey']}")
+            else:
+                output.line(f"# WEBHOOK_{name}_PUBLIC_KEY: {keys['problem']}")
         return OK
+
+
+def _standard(key: str) -> dict[str, str]:
+    """What receivers of Standard Webhooks get for a signing key; in place of a public key, why there is none."""
+    # Not above: other commands do without it.
+    from signing import Ed25519MissingError, PrivateKey, webhook_secret
+
+    keys = {"secret": webhook_secret(key)}
+    try:
+        return keys | {"publicKey": PrivateKey.derived(key).public}
+    except (ValueError, Ed25519MissingError) as problem:
+        return keys | {"problem": str(problem)}

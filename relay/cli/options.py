@@ -172,6 +172,9 @@ def add_message(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--flow-limits", metavar="LIMITS", help="the key's limits: 'parallelism=3, rate=100, period=1m'"
     )
+    parser.add_argument(
+        "--signature", metavar="SCHEME", help="signed by qstash, standard or both (default: the account's)"
+    )
 
 
 def message_headers(args: argparse.Namespace) -> list[tuple[str, str]]:
@@ -186,6 +189,7 @@ def message_headers(args: argparse.Namespace) -> list[tuple[str, str]]:
         ("Upstash-Label", ",".join(args.label) or None),
         ("Upstash-Flow-Control-Key", args.flow_key),
         ("Upstash-Flow-Control-Value", args.flow_limits),
+        ("Relay-Signature", args.signature),
     ]
     return [(name, value) for name, value in given if value is not None] + [
         _forwarded(h) for h in args.header

@@ -23,6 +23,9 @@ _LIMITS = {
     "dlq_retention_ms": ("30d", "how long dead letters stay"),
 }
 
+#: The rule first.
+_SCHEMES = ("qstash", "standard", "both")
+
 
 def register(commands: Commands) -> None:
     actions = Commands(
@@ -38,7 +41,7 @@ def register(commands: Commands) -> None:
     show = actions.add("show", "show what is different about an account", _show, details=BESIDE)
     change = actions.add(
         "set",
-        "set limits of an account",
+        "set limits of an account, and how its deliveries are signed",
         _set,
         details="They count for what is asked for from then on; what was accepted before goes on. The word\n"
         f"default takes a limit back: then the relay's own counts.\n\n{BESIDE}",
@@ -52,6 +55,11 @@ def register(commands: Commands) -> None:
             metavar=example,
             help=meaning,
         )
+    change.add_argument(
+        "--signature",
+        choices=_SCHEMES,
+        help="sign by QStash, Standard Webhooks or both where a message does not say (default: qstash)",
+    )
     disable = actions.add(
         "disable",
         "let an account do nothing until it is enabled",
@@ -98,11 +106,12 @@ def _list(args: argparse.Namespace, shell: Shell) -> int:
     output = Output(shell, as_json=args.json)
     output.document([_document(tenant) for tenant in tenants])
     output.table(
-        ("tenant", "disabled", "limits"),
+        ("tenant", "disabled", "signature", "limits"),
         [
             (
                 tenant.user_id,
                 output.moment(tenant.disabled_at),
+                _signature(tenant) or "",
                 ", ".join(f"{flag} {value}" for flag, value in _spelled(tenant.limits)),
             )
             for tenant in tenants
@@ -125,10 +134,12 @@ def _set(args: argparse.Namespace, shell: Shell) -> int:
     from relay import tenancy
 
     values = {field: getattr(args, field) for field in _LIMITS if hasattr(args, field)}
-    if not values:
-        raise misused(f"which limits? Give {', '.join(map(_flag, _LIMITS))}")
+    if not values and args.signature is None:
+        raise misused(f"set what? Give {', '.join(map(_flag, _LIMITS))} or --signature")
 
     async def program(accounts: "Accounts", now: int) -> "Tenant":
+        if args.signature is not None:
+            await tenancy.change_signature(accounts, args.name, args.signature)
         return await tenancy.change_limits(accounts, args.name, values)
 
     _tell(administer(args, shell, program), Output(shell, as_json=args.json))
@@ -163,6 +174,7 @@ def _tell(tenant: "Tenant", output: Output) -> None:
         [
             ("tenant", tenant.user_id),
             ("disabled", output.moment(tenant.disabled_at)),
+            ("signature", _signature(tenant) or ""),
             *((flag.removeprefix("--"), value) for flag, value in _spelled(tenant.limits)),
         ]
     )
@@ -173,8 +185,17 @@ def _document(tenant: "Tenant") -> dict[str, Any]:
     document: dict[str, Any] = {"tenant": tenant.user_id}
     if tenant.disabled_at is not None:
         document["disabledAt"] = tenant.disabled_at
+    signature = _signature(tenant)
+    if signature is not None:
+        document["signature"] = signature
     limits = {_camel(field): getattr(tenant.limits, field) for field in _LIMITS}
     return {**document, "limits": {name: value for name, value in limits.items() if value is not None}}
+
+
+def _signature(tenant: "Tenant") -> str | None:
+    """How it signs, when that is not the rule."""
+    scheme = tenant.signed_by.value
+    return None if scheme == _SCHEMES[0] else scheme
 
 
 def _spelled(limits: "TenantLimits") -> Iterator[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """What is to be sent, and on what terms: written once when a publish is accepted, never changed after."""
 
 from collections.abc import Callable, Iterable
+from enum import Enum
 from hashlib import sha256
 from typing import NewType
 
@@ -53,6 +54,14 @@ class Redaction(Struct, frozen=True, kw_only=True):
     header_names: tuple[str, ...] = ()
 
 
+class SignedBy(Enum):
+    """The schemes a delivery is signed by, in the words of the Relay-Signature header."""
+
+    QSTASH = "qstash"
+    STANDARD = "standard"
+    BOTH = "both"
+
+
 class Callback(Struct, frozen=True, kw_only=True):
     """A message about a message: where the outcome is reported, and on what terms that report is sent.
 
@@ -87,7 +96,8 @@ class Message(Struct, frozen=True, kw_only=True):
 
     `not_before` is the earliest instant of the first attempt; it equals `created_at` when nothing was delayed.
     `dedup_key` is scoped to the tenant: while an earlier message with the same key is inside its window,
-    publishing this one answers with that message instead.
+    publishing this one answers with that message instead. `signed_by` None: as its tenant has it signed when it is
+    sent.
     """
 
     id: MessageId
@@ -102,6 +112,7 @@ class Message(Struct, frozen=True, kw_only=True):
     callback: Callback | None = None
     failure_callback: Callback | None = None
     redaction: Redaction | None = None
+    signed_by: SignedBy | None = None
     dedup_key: bytes | None = None
     #: The message this is a callback of, if that has a lane of a queue: which is not free before this is finished.
     lane_of: MessageId | None = None

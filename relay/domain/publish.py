@@ -13,6 +13,7 @@ from relay.domain.message import (
     Redaction,
     Request,
     RetryPolicy,
+    SignedBy,
     TenantId,
     content_dedup_key,
     explicit_dedup_key,
@@ -41,6 +42,7 @@ class Draft(Struct, frozen=True, kw_only=True):
     callback: Callback | None = None
     failure_callback: Callback | None = None
     redaction: Redaction | None = None
+    signed_by: SignedBy | None = None
     deduplication_id: str | None = None
     content_based_deduplication: bool = False
 
@@ -83,6 +85,7 @@ def message_of(
         callback=draft.callback,
         failure_callback=draft.failure_callback,
         redaction=draft.redaction,
+        signed_by=draft.signed_by,
         dedup_key=dedup_key,
     )
 
@@ -107,4 +110,5 @@ def redrive(message: Message, *, id: MessageId, now: int, override: Callable[[Me
         callback=changed.callback,
         failure_callback=changed.failure_callback,
         redaction=changed.redaction,
+        signed_by=changed.signed_by,
     )

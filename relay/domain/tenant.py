@@ -3,7 +3,10 @@
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.domain.message import TenantId
+from relay.domain.message import SignedBy, TenantId
+
+#: The account that the configuration speaks of: the first one, made by the first start.
+DEFAULT_TENANT = TenantId(1)
 
 _MINUTE_MS = 60_000
 _DAY_MS = 24 * 60 * _MINUTE_MS
@@ -77,6 +80,8 @@ class Tenant(Struct, frozen=True, kw_only=True):
     next_key: str
     limits: TenantLimits = TenantLimits()
     disabled_at: int | None = None
+    #: For messages that do not say.
+    signed_by: SignedBy = SignedBy.QSTASH
 
 
 class Principal(Struct, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from relay.domain.delivery import Attempt, Claim, Lease, Settlement, is_last_cha
 from relay.domain.errors import Unavailable
 from relay.domain.fairness import Crowd, crowd_of
 from relay.domain.gates import is_gated
-from relay.domain.message import Message, MessageId, TenantId
+from relay.domain.message import Headers, Message, MessageId, TenantId
 from relay.engine.room import Room
 from relay.engine.settler import Settler, bytes_of
 from relay.ids import Ids, text_of
@@ -67,11 +67,11 @@ class Sends(Protocol):
 
 
 class Signs(Protocol):
-    """Signs for a tenant, with the key that is current now, unless its deliveries are held."""
+    """Makes the headers that sign one attempt, with the key that is current now, unless deliveries are held."""
 
     async def held_until(self, tenant: TenantId) -> int | None: ...
 
-    async def sign(self, tenant: TenantId, *, url: str, body: bytes) -> str: ...
+    async def sign(self, message: Message) -> Headers: ...
 
 
 class EngineSettings(Protocol):
@@ -448,9 +448,9 @@ class Engine:
         if is_last_chance(claim):
             await self._until_alone()
         request = message.request
-        signature = await self._signer.sign(message.tenant, url=request.url, body=request.body)
+        signatures = await self._signer.sign(message)
         attempt = await self._sender.send(
-            outgoing(claim, signature, region=self._settings.region),
+            outgoing(claim, signatures, region=self._settings.region),
             timeout_ms=request.timeout_ms or self._settings.default_timeout_ms,
             # A callback reports the whole answer; history keeps the beginning of it.
             keep_bytes=None if message.callback or message.failure_callback else KEPT_ANSWER_BYTES,

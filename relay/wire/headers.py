@@ -162,6 +162,7 @@ def parse_override(
             callback=callback or message.callback,
             failure_callback=failure_callback or message.failure_callback,
             redaction=terms.redaction or message.redaction,
+            signed_by=terms.signed_by or message.signed_by,
         )
 
     return override
@@ -354,6 +355,7 @@ def _draft(
             terms.failure_callback, given.failure_callback, "Upstash-Failure-Callback", context
         ),
         redaction=terms.redaction,
+        signed_by=terms.signed_by,
         deduplication_id=terms.deduplication_id,
         content_based_deduplication=terms.content_based_deduplication,
     )

@@ -71,6 +71,7 @@ def message_json(message: Message) -> Json:
     _put_callback(shown, "failureCallback", "failureCallbackHeader", message.failure_callback, redaction)
     _put_labels(shown, message.labels)
     _put_flow(shown, message.flow)
+    _put(shown, "signature", message.signed_by and message.signed_by.value)
     return shown
 
 
@@ -170,6 +171,7 @@ def schedule_json(view: ScheduleView) -> Json:
     _put(shown, "retryDelayExpression", draft.retry.delay)
     _put_labels(shown, draft.labels)
     _put_flow(shown, draft.flow)
+    _put(shown, "signature", draft.signed_by and draft.signed_by.value)
     _put(shown, "lastScheduleTime", schedule.last_fired_at)
     _put(shown, "nextScheduleTime", schedule.next_at)
     _put(

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from relay.domain.delivery import Claim
 from relay.domain.errors import Invalid, quoted
-from relay.domain.message import METHODS
+from relay.domain.message import METHODS, Headers
 from relay.ids import text_of
 from relay.wire.headers import NEVER_FORWARDED
 from relay.wire.settings import FIELD_NAME
@@ -76,16 +76,20 @@ _OURS_WHEN_SET: dict[str, Callable[[object], str | None]] = {
     "upstash-schedule-id": attrgetter("schedule_id"),
     "upstash-caller-ip": attrgetter("caller_ip"),
 }
+_OURS_WHEN_SIGNED = frozenset({"webhook-id", "webhook-timestamp", "webhook-signature"})
 _SIZED_WHEN_EMPTY = frozenset({"POST", "PUT", "PATCH"})
 
 #: A URL as `parse_url` leaves it. The path is everything behind the authority, "" and "?query" included.
 _URL = re.compile(r"(https?)://(?:([^/?#]*)@)?(\[[^\]]*\]|[^:/?#]*)(?::([0-9]+))?(.*)")
 
 
-def outgoing(claim: Claim, signature: str, *, region: str) -> Outgoing:
-    """The request of one attempt. `signature` is the value of Upstash-Signature, made for this attempt."""
+def outgoing(claim: Claim, signatures: Headers, *, region: str) -> Outgoing:
+    """The request of one attempt. `signatures` are the headers that sign it, made for this attempt.
+
+    Forwarded headers of Standard Webhooks pass on where they are not ours: then they are somebody else's signature.
+    """
     try:
-        return _build(claim, signature, region)
+        return _build(claim, signatures, region)
     except Unsendable as problem:
         return Outgoing(peer=_NOWHERE, head=b"", problem=str(problem))
 
@@ -114,7 +118,7 @@ def _route(url: str) -> Route:
     )
 
 
-def _build(claim: Claim, signature: str, region: str) -> Outgoing:
+def _build(claim: Claim, signatures: Headers, region: str) -> Outgoing:
     message = claim.message
     request = message.request
     method = request.method
@@ -132,6 +136,8 @@ def _build(claim: Claim, signature: str, region: str) -> Outgoing:
         if field == "user-agent":
             user_agent = f"{name}: {value}"
             continue
+        if field in _OURS_WHEN_SIGNED and any(field == ours for ours, _ in signatures):
+            continue
         if field == "authorization":
             authorization = None
         elif field in _OURS_WHEN_SET and _OURS_WHEN_SET[field](origin) is not None:
@@ -140,7 +146,8 @@ def _build(claim: Claim, signature: str, region: str) -> Outgoing:
     lines.append(user_agent)
     if authorization is not None:
         lines.append(authorization)
-    lines.append(f"Upstash-Signature: {signature}")
+    for name, value in signatures:
+        lines.append(f"{name}: {value}")
     lines.append(f"Upstash-Message-Id: {text_of('msg_', message.id)}")
     lines.append(f"Upstash-Retried: {claim.retried}")
     if origin.url_group is not None:

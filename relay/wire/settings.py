@@ -14,7 +14,7 @@ from relay.domain.cron import Cron
 from relay.domain.duration import format_duration, parse_duration
 from relay.domain.errors import quoted
 from relay.domain.expression import RetryDelay
-from relay.domain.message import METHODS, FlowControl, Redaction
+from relay.domain.message import METHODS, FlowControl, Redaction, SignedBy
 from relay.domain.schedule import CatchUp, Overlap
 from relay.domain.tenant import Limits
 from relay.wire.target import MAX_NAME_LENGTH
@@ -61,6 +61,7 @@ class Terms(Struct):
     not_before: int | None = None
     labels: tuple[str, ...] | None = None
     redaction: Redaction | None = None
+    signed_by: SignedBy | None = None
     deduplication_id: str | None = None
     content_based_deduplication: bool = False
     forwards_all: bool = False
@@ -166,6 +167,10 @@ def _redact_fields(terms: Terms, value: str, _: Context) -> None:
         else:
             raise ValueError(f"{quoted(member)} is not body, header or header[Name]")
     terms.redaction = Redaction(body=body, headers=headers, header_names=tuple(dict.fromkeys(names)))
+
+
+def _signature(terms: Terms, value: str, _: Context) -> None:
+    terms.signed_by = _one_of(SignedBy, value)
 
 
 def _header_forward(terms: Terms, value: str, _: Context) -> None:
@@ -289,6 +294,8 @@ SETTINGS = (
     Setting("Upstash-Content-Based-Deduplication", _content_based_deduplication, {Door.PUBLISH}),
     Setting("Upstash-Label", _label, _ON_MESSAGES),
     Setting("Upstash-Redact-Fields", _redact_fields, _ON_MESSAGES),
+    # A callback is signed as its message is: its own settings can only be spelled Upstash-Callback-*.
+    Setting("Relay-Signature", _signature, _ON_MESSAGES),
     Setting("Upstash-Header-Forward", _header_forward, _ON_NEW_MESSAGES),
     Setting("Upstash-Flow-Control-Key", _flow_control_key, _ANYWHERE),
     Setting("Upstash-Flow-Control-Value", _flow_control_value, _ANYWHERE),

@@ -11,7 +11,7 @@ from relay.domain.delivery import Lease, Settlement, released
 from relay.domain.errors import Unavailable
 from relay.domain.fairness import Crowd
 from relay.domain.gates import Gate, GateChange, GateKind, is_gated, moves_gates
-from relay.domain.message import Headers, Message, MessageId, TenantId
+from relay.domain.message import Headers, Message, MessageId, SignedBy, TenantId
 from relay.domain.schedule import Run, Schedule
 from relay.domain.selection import Order, Selection
 from relay.domain.tenant import Principal, Tenant, TenantLimits, Token
@@ -400,6 +400,9 @@ class PostgresStorage:
     async def tenant(self, tenant: TenantId) -> Tenant | None:
         return await self._lookups.read(lambda: catalog.tenant(tenant))
 
+    async def tenant_named(self, user_id: str) -> Tenant | None:
+        return await self._lookups.read(lambda: catalog.tenant_named(user_id))
+
     async def tenants(self) -> Sequence[Tenant]:
         return await self._lookups.read(catalog.tenants)
 
@@ -433,6 +436,9 @@ class PostgresStorage:
 
     async def put_limits(self, tenant: TenantId, limits: TenantLimits) -> bool:
         return await self._write(lambda: catalog.put_limits(tenant, limits))
+
+    async def put_signed_by(self, tenant: TenantId, signed_by: SignedBy) -> bool:
+        return await self._write(lambda: catalog.put_signed_by(tenant, signed_by))
 
     async def put_disabled(self, tenant: TenantId, *, at: int | None) -> bool:
         return await self._write(lambda: catalog.put_disabled(tenant, at=at))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from relay.domain.message import TenantId
+from relay.domain.message import SignedBy, TenantId
 from relay.domain.tenant import Principal, Tenant, TenantLimits, Token
 from storage.codec import (
     TENANT_COLUMNS,
@@ -74,6 +74,11 @@ def tenant(number: TenantId) -> Script[Tenant | None]:
     return tenant_of(rows[0]) if rows else None
 
 
+def tenant_named(user_id: str) -> Script[Tenant | None]:
+    rows = yield Query(f"{_TENANT} WHERE user_id = ?1 LIMIT 2", (user_id,))
+    return tenant_of(rows[0]) if len(rows) == 1 else None
+
+
 def tenants() -> Script[Sequence[Tenant]]:
     rows = yield Query(f"{_TENANT} ORDER BY id")
     return [tenant_of(row) for row in rows]
@@ -113,6 +118,13 @@ def add_tenant(user_id: str, *, current_key: str, next_key: str, now: int) -> Sc
 def put_limits(number: TenantId, limits: TenantLimits) -> Script[bool]:
     rows = yield Query(
         "UPDATE tenants SET limits = ?2 WHERE id = ?1 RETURNING 1", (number, limits_text(limits))
+    )
+    return bool(rows)
+
+
+def put_signed_by(number: TenantId, signed_by: SignedBy) -> Script[bool]:
+    rows = yield Query(
+        "UPDATE tenants SET signed_by = ?2 WHERE id = ?1 RETURNING 1", (number, signed_by.value)
     )
     return bool(rows)
 

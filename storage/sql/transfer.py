@@ -35,7 +35,8 @@ class _Table(Struct, frozen=True, kw_only=True):
 #: What is alive comes last: nothing could be delivered that is not complete.
 _TABLES = {
     "tenants": _Table(
-        key=("id",), rest=("user_id", "current_key", "next_key", "created_at", "limits", "disabled_at")
+        key=("id",),
+        rest=("user_id", "current_key", "next_key", "created_at", "limits", "disabled_at", "signed_by"),
     ),
     "tokens": _Table(
         key=("hash",), rest=("tenant", "read_only", "created_at", "expires_at", "label", "issued")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from relay.domain.message import TenantId
+from relay.domain.message import SignedBy, TenantId
 from relay.domain.tenant import Tenant, TenantLimits, Token
 from storage.migrate import migrations_of, missing
 from storage.protocol import CannotOpen
@@ -77,6 +77,9 @@ class SqliteAccounts:
 
     async def put_limits(self, tenant: TenantId, limits: TenantLimits) -> bool:
         return await self._run(lambda: catalog.put_limits(tenant, limits))
+
+    async def put_signed_by(self, tenant: TenantId, signed_by: SignedBy) -> bool:
+        return await self._run(lambda: catalog.put_signed_by(tenant, signed_by))
 
     async def put_disabled(self, tenant: TenantId, *, at: int | None) -> bool:
         return await self._run(lambda: catalog.put_disabled(tenant, at=at))

@@ -44,7 +44,7 @@ AUTHORIZATION = f"Bearer {TOKEN}"
 
 _DISABLED_TENANT = TenantId(1_000)
 
-KEYS = {"current": "sig_current0000000000", "next": "sig_next000000000000000"}
+KEYS = {"current": f"sig_{'current':0<28}", "next": f"sig_{'next':0<28}"}
 
 
 class Reply(NamedTuple):

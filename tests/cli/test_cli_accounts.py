@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from relay.accounts import token_hash, user_id_of
+from relay.domain.message import SignedBy
 from relay.domain.tenant import Principal
 from relay.main import open_storage
 from storage.protocol import Storage
@@ -196,6 +197,30 @@ def test_a_limit_that_makes_no_sense_is_named_and_changes_nothing(
     assert console("tenants", "set", "acme", f"{argv[0]}={argv[1]}").code == 2
     assert argv[0] in capsys.readouterr().err
     assert done(console("tenants", "show", "acme", "--json"))["limits"] == {}
+
+
+def test_how_a_tenant_signs_is_set_shown_and_set_back(console: Console, database: str) -> None:
+    console("tenants", "create", "acme")
+    changed = done(console("tenants", "set", "acme", "--signature", "standard", "--json"))
+    assert changed == {"tenant": "acme", "signature": "standard", "limits": {}}
+    assert done(console("tenants", "list", "--json")) == [changed]
+    (tenant,) = look(database, lambda storage: storage.tenants())
+    assert tenant.signed_by is SignedBy.STANDARD
+    both = done(console("tenants", "set", "acme", "--signature", "both", "--max-retries", "1", "--json"))
+    assert both == {"tenant": "acme", "signature": "both", "limits": {"maxRetries": 1}}
+    assert dict(line.split() for line in console("tenants", "show", "acme").out.splitlines()) == {
+        "tenant": "acme",
+        "signature": "both",
+        "max-retries": "1",
+    }
+    console("tenants", "set", "acme", "--signature", "qstash", "--max-retries", "default")
+    assert done(console("tenants", "show", "acme", "--json")) == {"tenant": "acme", "limits": {}}
+
+
+def test_a_scheme_nobody_knows_is_refused(console: Console, capsys: pytest.CaptureFixture[str]) -> None:
+    console("tenants", "create", "acme")
+    assert console("tenants", "set", "acme", "--signature", "pgp").code == 2
+    assert "--signature" in capsys.readouterr().err
 
 
 def test_setting_nothing_is_a_mistake(console: Console) -> None:

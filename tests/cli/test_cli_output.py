@@ -10,6 +10,7 @@ import pytest
 
 import relay.cli.output
 from relay.cli.output import printable, relative
+from signing import PrivateKey, webhook_secret
 from tests.cli.console import NOW, Console, Server
 from tests.cli.shapes import a_letter, a_message, a_schedule, an_entry
 
@@ -307,13 +308,36 @@ def test_states_are_coloured_on_a_terminal_only_and_not_against_no_color(
 
 
 def test_the_keys_are_printed_as_lines_for_an_environment(console: Console, server: Server) -> None:
-    server.says({"current": "sig_1", "next": "sig_2"})
-    assert console("keys", "show").out == "QSTASH_CURRENT_SIGNING_KEY=sig_1\nQSTASH_NEXT_SIGNING_KEY=sig_2\n"
-    assert json.loads(console("keys", "rotate", "--json").out) == {"current": "sig_1", "next": "sig_2"}
+    current, next_ = "sig_7kYjw48mhY7kAjqNGcy6cr29RJ6r", "sig_5ZB6DVzB1wjE8S6rZ7eenA8Pdnhs"
+    server.says({"current": current, "next": next_})
+    public = [PrivateKey.derived(key).public for key in (current, next_)]
+    assert console("keys", "show").out.splitlines() == [
+        f"QSTASH_CURRENT_SIGNING_KEY={current}",
+        f"QSTASH_NEXT_SIGNING_KEY={next_}",
+        f"WEBHOOK_CURRENT_SECRET={webhook_secret(current)}",
+        f"WEBHOOK_NEXT_SECRET={webhook_secret(next_)}",
+        f"WEBHOOK_CURRENT_PUBLIC_KEY={public[0]}",
+        f"WEBHOOK_NEXT_PUBLIC_KEY={public[1]}",
+    ]
+    assert json.loads(console("keys", "rotate", "--json").out) == {
+        "current": current,
+        "next": next_,
+        "standard": {
+            "current": {"secret": webhook_secret(current), "publicKey": public[0]},
+            "next": {"secret": webhook_secret(next_), "publicKey": public[1]},
+        },
+    }
     assert [(r.method, r.target) for r in server.requests] == [
         ("GET", "/v2/keys"),
         ("POST", "/v2/keys/rotate"),
     ]
+
+
+def test_a_key_without_a_public_key_is_printed_with_the_reason(console: Console, server: Server) -> None:
+    server.says({"current": "sig_1", "next": "sig_2"})
+    lines = console("keys", "show").out.splitlines()
+    assert lines[2] == f"WEBHOOK_CURRENT_SECRET={webhook_secret('sig_1')}"
+    assert lines[4].startswith("# WEBHOOK_CURRENT_PUBLIC_KEY: A signing key of fewer than 32 characters")
 
 
 def test_a_duplicate_is_told_apart_from_a_new_message(console: Console, server: Server) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from relay.domain.message import TenantId
+from relay.domain.message import SignedBy, TenantId
 from relay.domain.tenant import Principal, Tenant, TenantLimits, Token
 from storage.protocol import Storage
 from tests.builders import NOW, OTHER_TENANT, TENANT
@@ -134,6 +134,18 @@ async def test_a_ping_is_a_commit_and_leaves_no_trace_for_others(storage: Storag
     assert (await storage.stats()).live == 0
 
 
+async def test_a_tenant_is_found_by_its_name_unless_another_has_the_same(storage: Storage) -> None:
+    tenants = [
+        Tenant(id=TenantId(number), user_id=user_id, current_key="sig_1", next_key="sig_2")
+        for number, user_id in ((1001, "ünï"), (1002, "twice"), (1003, "twice"))
+    ]
+    for tenant in tenants:
+        await storage.put_tenant(tenant, now=NOW)
+    assert await storage.tenant_named("ünï") == tenants[0]
+    assert await storage.tenant_named("twice") is None
+    assert await storage.tenant_named("nobody") is None
+
+
 # --- what an operator does ---------------------------------------------------------------------------------------
 
 
@@ -182,6 +194,19 @@ async def test_limits_are_a_tenants_own_and_reach_whoever_speaks_for_it(storage:
     assert await storage.put_limits(tenant.id, TenantLimits())
     assert await storage.tenant(tenant.id) == tenant
     assert not await storage.put_limits(TenantId(other.id + 1), limits)
+
+
+async def test_how_a_tenant_signs_is_its_own_and_outlives_starts_and_rotations(storage: Storage) -> None:
+    tenant, other = await create(storage), await create(storage, "umbrella")
+    assert tenant.signed_by is SignedBy.QSTASH
+    for signed_by in (SignedBy.STANDARD, SignedBy.BOTH):
+        assert await storage.put_signed_by(tenant.id, signed_by)
+        assert await storage.tenants() == [replace(tenant, signed_by=signed_by), other]
+    await storage.put_tenant(replace(tenant, user_id="renamed"), now=NOW)
+    rotated = await storage.rotate_keys(tenant.id, fresh="sig_3")
+    assert rotated is not None
+    assert (rotated.user_id, rotated.signed_by) == ("renamed", SignedBy.BOTH)
+    assert not await storage.put_signed_by(TenantId(other.id + 1), SignedBy.BOTH)
 
 
 async def test_a_tenant_is_disabled_since_the_first_time_until_it_is_enabled(storage: Storage) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from relay.domain.delivery import Change, State
-from relay.domain.message import Callback, FlowControl, Redaction
+from relay.domain.message import Callback, FlowControl, Redaction, SignedBy
 from relay.domain.selection import Selection
 from storage.protocol import DEDUP_WINDOW_MS, ClaimTerms, Receipt, Storage
 from tests.builders import NOW, OTHER_TENANT, TENANT, a_message, a_message_id
@@ -53,13 +53,16 @@ async def test_an_accepted_message_reads_back_exactly_as_it_was_given(storage: S
         ),
         failure_callback=Callback(url="https://example.com/fcb", flow=FlowControl(key="other")),
         redaction=Redaction(body=True, header_names=("authorization",)),
+        signed_by=SignedBy.BOTH,
         dedup_key=KEY,
     )
-    published = await accept(storage, plain, full)
-    assert published.receipts == [Receipt(message_id=plain.id), Receipt(message_id=full.id)]
+    signed = a_message(signed_by=SignedBy.STANDARD, not_before=NOW + 5)
+    published = await accept(storage, plain, full, signed)
+    assert published.receipts == [Receipt(message_id=message.id) for message in (plain, full, signed)]
     assert await storage.message(TENANT, plain.id) == plain
+    assert await storage.message(TENANT, signed.id) == signed
     assert await storage.message(TENANT, full.id) == full
-    assert [claim.message for claim in await take(storage, now=NOW + 5)] == [plain, full]
+    assert [claim.message for claim in await take(storage, now=NOW + 5)] == [plain, signed, full]
 
 
 async def test_what_was_accepted_survives_a_restart(

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from msgspec.structs import replace
 
-from relay.domain.message import Callback, FlowControl, Message, Request, RetryPolicy
+from relay.domain.message import Callback, FlowControl, Message, Request, RetryPolicy, SignedBy
 from relay.domain.publish import Draft
 from relay.domain.schedule import CatchUp, Overlap, Run, RunOutcome, Schedule
 from relay.domain.selection import Selection
@@ -91,6 +91,7 @@ async def test_a_schedule_reads_back_exactly_as_it_was_put(storage: Storage) -> 
         flow=FlowControl(key="k", rate=1),
         queue="q",
         callback=Callback(url="https://example.com/cb"),
+        signed_by=SignedBy.STANDARD,
     )
     schedule = a_schedule(draft=draft, catch_up=CatchUp.ALL, overlap=Overlap.SKIP)
     plain = a_schedule("other", next_at=None)

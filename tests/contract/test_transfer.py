@@ -10,7 +10,7 @@ import pytest
 
 from relay.domain.delivery import settle
 from relay.domain.gates import Configure, GateKind
-from relay.domain.message import Callback, FlowControl
+from relay.domain.message import Callback, FlowControl, SignedBy
 from relay.domain.selection import Selection
 from relay.domain.tenant import Principal, Tenant, TenantLimits, Token
 from relay.domain.url_group import Endpoint
@@ -40,6 +40,7 @@ async def a_life(storage: Storage) -> None:
     assert acme is not None
     await storage.put_limits(acme.id, TenantLimits(max_retries=1))
     await storage.put_disabled(acme.id, at=NOW)
+    await storage.put_signed_by(acme.id, SignedBy.BOTH)
     token = Token(hash=b"\x01" * 32, tenant=acme.id, read_only=True, created_at=NOW, expires_at=1, label="ä")
     await storage.issue_token(token)
     await storage.put_setting("généré", "välue")

@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from relay.domain.delivery import MAX_LOST_LEASES, Change, Claim, Lease, State, lost, released, settle
-from relay.domain.message import Callback, MessageId, Redaction
+from relay.domain.message import Callback, MessageId, Redaction, SignedBy
 from relay.domain.selection import Selection
 from storage.protocol import ClaimTerms, Receipt, Stats, Storage
 from tests.builders import NOW, OTHER_TENANT, TENANT, a_message, an_attempt, next_id
@@ -180,6 +180,7 @@ async def test_a_callback_is_stored_as_it_was_made_and_goes_the_way_of_every_mes
     source = a_message(
         max_retries=0,
         redaction=Redaction(body=True),
+        signed_by=SignedBy.STANDARD,
         failure_callback=Callback(
             url="https://example.com/failed",
             headers=(("X", "\udcff"),),

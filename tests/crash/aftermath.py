@@ -4,12 +4,12 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
 
-from relay.accounts import DEFAULT_TENANT
 from relay.domain.dead_letter import DeadLetter
 from relay.domain.delivery import FINAL, TRANSITIONS, Claim, State
 from relay.domain.message import MessageId
 from relay.domain.schedule import Run
 from relay.domain.selection import Order, Selection
+from relay.domain.tenant import DEFAULT_TENANT
 from relay.ids import number_of, text_of
 from relay.main import open_storage
 from storage.protocol import ClaimTerms, Storage

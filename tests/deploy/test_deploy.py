@@ -146,7 +146,7 @@ def test_every_volume_and_every_host_that_is_named_exists() -> None:
 
 
 def test_the_image_can_talk_to_postgres() -> None:
-    assert "'.[postgres]'" in (DEPLOY / "Dockerfile").read_text()
+    assert "'.[postgres,ed25519]'" in (DEPLOY / "Dockerfile").read_text()
 
 
 def test_the_image_is_built_from_what_the_build_copies_and_nothing_else_of_a_clone() -> None:

@@ -18,6 +18,7 @@ from relay.domain.message import (
     Origin,
     Redaction,
     RetryPolicy,
+    SignedBy,
 )
 from relay.ids import Ids, dead_letter_text, text_of
 from tests.builders import NOW, a_claim, a_message, an_attempt, next_id
@@ -224,6 +225,17 @@ def test_what_a_message_hides_its_report_hides(
     (report,) = settled(source).publishes
     assert report.redaction == expected
     assert b64decode(told(report)["sourceBody"]) == b"secret"
+
+
+@pytest.mark.parametrize("signed_by", [None, *SignedBy])
+def test_a_report_is_signed_as_its_message_is(signed_by: SignedBy | None) -> None:
+    failing = a_message(
+        signed_by=signed_by,
+        max_retries=0,
+        callback=CALLBACK,
+        failure_callback=Callback(url="https://f.example"),
+    )
+    assert [report.signed_by for report in settled(failing, status=500).publishes] == [signed_by] * 2
 
 
 # --- when there is one

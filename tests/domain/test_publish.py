@@ -8,6 +8,7 @@ from relay.domain.message import (
     Message,
     Request,
     RetryPolicy,
+    SignedBy,
     content_dedup_key,
     explicit_dedup_key,
 )
@@ -77,11 +78,18 @@ def test_parts_of_a_key_never_run_into_each_other(one: list[str], two: list[str]
 
 
 def test_a_redriven_message_is_new_due_now_and_not_deduplicated() -> None:
-    dead = a_message(created_at=NOW - 60_000, not_before=NOW - 30_000, dedup_key=b"key", labels=("label",))
+    dead = a_message(
+        created_at=NOW - 60_000,
+        not_before=NOW - 30_000,
+        dedup_key=b"key",
+        labels=("label",),
+        signed_by=SignedBy.BOTH,
+    )
     id = a_message_id()
     again = redrive(dead, id=id, now=NOW, override=lambda message: message)
     assert (again.id, again.created_at, again.not_before, again.dedup_key) == (id, NOW, NOW, None)
     assert (again.request, again.retry, again.labels) == (dead.request, dead.retry, dead.labels)
+    assert again.signed_by is SignedBy.BOTH
 
 
 def test_a_redrive_changes_what_it_was_asked_to() -> None:

@@ -23,7 +23,9 @@ def a_request(
     url: str, *, method: str = "POST", body: bytes = b"hello", headers: Headers = (), retried: int = 0
 ) -> Outgoing:
     message = a_message(url=url, method=method, body=body, headers=headers)
-    return outgoing(a_claim(message, retried=retried), "signed", region="EU-CENTRAL-1")
+    return outgoing(
+        a_claim(message, retried=retried), (("Upstash-Signature", "signed"),), region="EU-CENTRAL-1"
+    )
 
 
 @asynccontextmanager

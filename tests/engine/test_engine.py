@@ -12,7 +12,7 @@ from relay.clock import FakeClock
 from relay.config import Config
 from relay.domain.delivery import MAX_LOST_LEASES, Attempt, Change, Settlement, State, settle
 from relay.domain.errors import Unavailable
-from relay.domain.message import Callback, Message, MessageId, TenantId
+from relay.domain.message import Callback, Headers, Message, MessageId, TenantId
 from relay.domain.selection import Order, Selection
 from relay.engine.engine import KEPT_ANSWER_BYTES, Engine, Signs, Store
 from relay.engine.settler import Settler
@@ -61,8 +61,8 @@ class Unsigned:
     async def held_until(self, tenant: TenantId) -> int | None:
         return self.held
 
-    async def sign(self, tenant: TenantId, *, url: str, body: bytes) -> str:
-        return "signature"
+    async def sign(self, message: Message) -> Headers:
+        return (("Upstash-Signature", "signature"),)
 
 
 class SignsAfter(Unsigned):
@@ -72,11 +72,11 @@ class SignsAfter(Unsigned):
         super().__init__()
         self._failures = failures
 
-    async def sign(self, tenant: TenantId, *, url: str, body: bytes) -> str:
+    async def sign(self, message: Message) -> Headers:
         self._failures -= 1
         if self._failures >= 0:
             raise Unavailable("the database is locked")
-        return "signature"
+        return (("Upstash-Signature", "signature"),)
 
 
 class Rig:

@@ -11,7 +11,7 @@ from relay.clock import FakeClock
 from relay.config import Config
 from relay.domain.delivery import Attempt, State
 from relay.domain.gates import Configure, GateKind
-from relay.domain.message import FlowControl, Message, TenantId
+from relay.domain.message import FlowControl, Headers, Message, TenantId
 from relay.domain.selection import Order, Selection
 from relay.engine.engine import Engine
 from relay.ids import Ids
@@ -28,8 +28,8 @@ class Unsigned:
     async def held_until(self, tenant: TenantId) -> int | None:
         return None
 
-    async def sign(self, tenant: TenantId, *, url: str, body: bytes) -> str:
-        return "signature"
+    async def sign(self, message: Message) -> Headers:
+        return (("Upstash-Signature", "signature"),)
 
 
 class Destination:

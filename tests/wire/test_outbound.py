@@ -22,6 +22,7 @@ def the_request(
     url_group: str | None = None,
     schedule_id: str | None = None,
     signature: str = "e30.e30.sig",
+    standard: Headers = (),
     region: str = "EU-CENTRAL-1",
 ) -> Outgoing:
     message = a_message(
@@ -34,7 +35,8 @@ def the_request(
         url_group=url_group,
         schedule_id=schedule_id,
     )
-    return outgoing(a_claim(message, retried=retried), signature, region=region)
+    signatures = (("Upstash-Signature", signature), *standard)
+    return outgoing(a_claim(message, retried=retried), signatures, region=region)
 
 
 def fields(request: Outgoing) -> list[tuple[str, str]]:
@@ -365,3 +367,14 @@ def test_a_method_that_is_not_offered_is_a_problem(method: str) -> None:
     request = the_request(method=method)
     assert request.problem is not None
     assert request.problem.startswith("the method is none of DELETE, GET, PATCH, POST, PUT: ")
+
+
+def test_our_signatures_replace_forwarded_ones_of_the_same_scheme() -> None:
+    theirs = (("Webhook-Id", "theirs"), ("Webhook-Timestamp", "1"), ("Webhook-Signature", "v1,theirs"))
+    ours = (("webhook-id", "ours"), ("webhook-timestamp", "2"), ("webhook-signature", "v1,ours"))
+    both = the_request(headers=theirs, standard=ours)
+    for name, value in ours:
+        assert values(both, name) == [value]
+    passed_on = the_request(headers=theirs)
+    for name, value in theirs:
+        assert values(passed_on, name) == [value]

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from relay.domain.errors import Invalid, OverLimit, TooLarge
-from relay.domain.message import Redaction, Request, RetryPolicy
+from relay.domain.message import Redaction, Request, RetryPolicy, SignedBy
 from relay.domain.publish import Draft, message_of
 from relay.domain.tenant import Limits
 from relay.wire.headers import NOT_OFFERED
@@ -55,6 +55,9 @@ def test_a_publish_without_settings_has_the_defaults() -> None:
         ("Upstash-Label", "blue", lambda d: d.labels, ("blue",)),
         ("Upstash-Label", " a , ,b,a,,ü ", lambda d: d.labels, ("a", "b", "ü")),
         ("Upstash-Label", "", lambda d: d.labels, ()),
+        ("Relay-Signature", "qstash", lambda d: d.signed_by, SignedBy.QSTASH),
+        ("Relay-Signature", " Standard ", lambda d: d.signed_by, SignedBy.STANDARD),
+        ("Relay-Signature", "BOTH", lambda d: d.signed_by, SignedBy.BOTH),
         ("Upstash-Redact-Fields", "body", lambda d: d.redaction, Redaction(body=True)),
         ("Upstash-Redact-Fields", "header", lambda d: d.redaction, Redaction(headers=True)),
         ("Upstash-Redact-Fields", "headers", lambda d: d.redaction, Redaction(headers=True)),
@@ -104,6 +107,9 @@ def test_a_setting_is_read(name: str, value: str, read: Callable[[Draft], object
         ("Upstash-Deduplication-Id", "\udce9", "is not valid UTF-8"),
         ("Upstash-Content-Based-Deduplication", "yes", '"yes" is neither true nor false'),
         ("Upstash-Header-Forward", "1", '"1" is neither true nor false'),
+        ("Relay-Signature", "", '"" is not one of qstash, standard, both'),
+        ("Relay-Signature", "none", '"none" is not one of qstash, standard, both'),
+        ("Relay-Signature", "qstash,standard", '"qstash,standard" is not one of qstash, standard, both'),
         ("Upstash-Redact-Fields", "status", '"status" is not body, header or header[Name]'),
         ("Upstash-Redact-Fields", "header[]", '"header[]" does not name a header'),
         ("Upstash-Redact-Fields", "header[a b]", '"header[a b]" does not name a header'),

@@ -3,7 +3,7 @@ from collections.abc import Collection, Mapping
 import pytest
 
 from relay.domain.errors import Invalid, OverLimit
-from relay.domain.message import Callback, FlowControl, Message, Redaction
+from relay.domain.message import Callback, FlowControl, Message, Redaction, SignedBy
 from relay.domain.publish import redrive
 from relay.wire.headers import NOT_OFFERED, parse_override
 from tests.builders import NOW, a_message, a_message_id
@@ -23,6 +23,7 @@ STORED = a_message(
     callback=Callback(url="https://example.com/stored"),
     failure_callback=Callback(url="https://example.com/stored/failed"),
     redaction=Redaction(body=True),
+    signed_by=SignedBy.STANDARD,
 )
 
 
@@ -62,6 +63,7 @@ def test_settings_of_the_retry_override_the_stored_ones() -> None:
             "Upstash-Timeout": "9s",
             "Upstash-Label": "new",
             "Upstash-Redact-Fields": "header",
+            "Relay-Signature": "both",
             "Upstash-Forward-x-b": "new",
             "Upstash-Forward-X-C": "new",
             "Upstash-Forward-Content-Type": "a/b",
@@ -87,6 +89,7 @@ def test_settings_of_the_retry_override_the_stored_ones() -> None:
         callback=Callback(url="https://example.com/new"),
         failure_callback=Callback(url="https://example.com/new/failed"),
         redaction=Redaction(headers=True),
+        signed_by=SignedBy.BOTH,
     )
 
 

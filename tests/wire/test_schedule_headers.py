@@ -2,7 +2,7 @@ import pytest
 
 from relay.domain.cron import Cron
 from relay.domain.errors import Invalid, OverLimit
-from relay.domain.message import Redaction, Request, RetryPolicy
+from relay.domain.message import Redaction, Request, RetryPolicy, SignedBy
 from relay.domain.publish import Draft
 from relay.domain.schedule import CatchUp, Overlap
 from relay.wire.headers import ScheduleRequest
@@ -27,6 +27,7 @@ def test_a_schedule_is_a_cron_and_a_draft() -> None:
             "Upstash-Label": "a, b",
             "Upstash-Redact-Fields": "body",
             "Upstash-Forward-X": "1",
+            "Relay-Signature": "standard",
         }
     )
     assert request == ScheduleRequest(
@@ -46,6 +47,7 @@ def test_a_schedule_is_a_cron_and_a_draft() -> None:
             delay_ms=10_000,
             labels=("a", "b"),
             redaction=Redaction(body=True),
+            signed_by=SignedBy.STANDARD,
         ),
     )
     assert request.cron.text == "*/10 * * * *"
