@@ -122,6 +122,7 @@ async def test_every_error_shown_as_an_example_is_what_is_answered(
         await rig.call("POST", "/v2/publish/orders")
         await rig.call("GET", "/v2/messages/msg_01kb4m3z8r0g0")
         await rig.call("GET", f"{JWKS}?tenant=nobody")
+        await rig.call("GET", "/docs/start.css")
         reader, writer = await rig.connect()
         head = f"POST /v2/batch HTTP/1.1\r\nHost: a\r\nAuthorization: {AUTHORIZATION}\r\n"
         writer.write(f"{head}Content-Length: 9\r\n\r\n".encode())
@@ -136,7 +137,7 @@ async def test_every_error_shown_as_an_example_is_what_is_answered(
         for _, _, example in specification.examples()
         if isinstance(example, dict) and example.keys() == {"error"}
     }
-    assert len(shown) == 11
+    assert len(shown) == 12
     assert {error.replace("within 0.05 s", "within 30 s") for error in specification.errors} == shown
 
 
