@@ -430,9 +430,14 @@ class PostgresStorage:
     # Accounts
 
     async def add_tenant(self, user_id: str, *, current_key: str, next_key: str, now: int) -> Tenant | None:
-        return await self._write(
-            lambda: catalog.add_tenant(user_id, current_key=current_key, next_key=next_key, now=now)
-        )
+        async def add(tx: Tx) -> Tenant | None:
+            # Two of one name must not both find that there is none.
+            await self._lock(tx, schema.ACCOUNTS)
+            return await tx.run(
+                catalog.add_tenant(user_id, current_key=current_key, next_key=next_key, now=now)
+            )
+
+        return await self._change(add)
 
     async def put_limits(self, tenant: TenantId, limits: TenantLimits) -> bool:
         return await self._write(lambda: catalog.put_limits(tenant, limits))
