@@ -116,7 +116,7 @@ def publish(
     created_events: list[Row] = []
     delayed_events: list[Row] = []
     answers = []
-    for accepted, now, terms in calls:
+    for accepted, now, terms, _ in calls:
         receipts = []
         claims: list[Claim] = []
         room, lease_ms = (0, 0) if terms is None else (terms.limit, terms.lease_ms)

@@ -351,6 +351,23 @@ async def test_closing_does_not_wait_for_a_server_that_is_gone(own_server: postg
     own_server.start()
 
 
+async def test_history_begins_when_a_message_was_brought_and_not_when_a_connection_was_to_be_had(
+    url: str, storage: PostgresStorage
+) -> None:
+    other = await open_postgres(url)
+    await accept(other, a_message(), a_message())
+    first, second = await take(storage)
+    await deliver(storage, first)
+    # Settlements have their connection by now; publishes have not.
+    late = a_message()
+    published = asyncio.create_task(accept(storage, late))
+    await asyncio.sleep(0)
+    await deliver(storage, second)
+    await published
+    assert [event.message.id for event in await happenings(storage)][-2:] == [late.id, second.message.id]
+    await other.close()
+
+
 async def test_claims_whose_caller_has_gone_are_handed_back(storage: PostgresStorage) -> None:
     messages = [a_message() for _ in range(3)]
     await accept(storage, *messages[:2])

@@ -25,6 +25,12 @@ class Kind(Enum):
     DISTANT = "distant"
     #: Answered 200 when the endpoint is told to.
     HELD = "held"
+    #: Not answered at all the first time, until whoever asked has gone; then 200.
+    HUNG = "hung"
+    #: Its first connection is reset; then 200.
+    RESET = "reset"
+    #: Answered 200, and a second and a half late.
+    LATE = "late"
     #: Kills the relay that is about to send it, so that it ends as a dead letter without having arrived.
     POISON = "poison"
 
@@ -34,7 +40,7 @@ FAILURES: dict[Kind, int | None] = {Kind.FLAKY: 2, Kind.DEAD: None}
 #: How many retries a message asks for, and, of those that get an answer at all, how many it needs at most.
 ASKED = {Kind.DEAD: 1, Kind.POISON: 0}
 ASKED_BY_OTHERS = 3
-NEEDED = {Kind.FLAKY: 2, Kind.DEAD: 1}
+NEEDED = {Kind.FLAKY: 2, Kind.DEAD: 1, Kind.HUNG: ASKED_BY_OTHERS, Kind.RESET: ASKED_BY_OTHERS}
 #: Those that end as a dead letter.
 DOOMED = (Kind.DEAD, Kind.POISON)
 _BODY = re.compile(rb"([0-9]+) ([a-z]+)")
