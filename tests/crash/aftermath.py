@@ -52,13 +52,11 @@ async def _examine(storage: Storage) -> Aftermath:
     tenant = DEFAULT_TENANT
     logs: dict[str, list[State]] = {}
     events = await storage.events(tenant, _EVERYTHING, order=Order.EARLIEST_FIRST, start=None, limit=_ALL)
+    if not isinstance(storage, SqliteStorage):
+        # Nodes order history by the time they act; a claim may wait at the server until what it finds is written.
+        events = sorted(events, key=lambda event: (State.CREATED not in event.change.states, event.retried))
     for event in events:
         logs.setdefault(text_of_id(event.message.id), []).extend(event.change.states)
-    if not isinstance(storage, SqliteStorage):
-        for log in logs.values():
-            # Several connections write history. Within a millisecond it is the node's number that orders it.
-            if log[:2] == [State.ACTIVE, State.CREATED]:
-                log[:2] = [State.CREATED, State.ACTIVE]
     letters = await storage.dead_letters(
         tenant, _EVERYTHING, order=Order.EARLIEST_FIRST, start=None, limit=_ALL
     )

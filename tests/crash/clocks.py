@@ -4,7 +4,6 @@ import signal
 
 from tests.crash.kills import FAST
 from tests.crash.ledger import Kind
-from tests.crash.load import Load
 from tests.crash.waiting import until
 from tests.crash.world import Outcome, World
 
@@ -13,7 +12,7 @@ async def is_set(world: World, *, trouble: str) -> Outcome:
     """`ahead` or `behind`, the first node's. An hour is six seconds: what waits for an hour too long arrives."""
     node, *others = world.fleet.nodes
     # No deduplication: its ten minutes are over while the clock is away.
-    world.load = Load(world.client, world.fleet, (Kind.PLAIN, Kind.FLAKY, Kind.DEAD, Kind.DELAYED))
+    world.load = world.load_of((Kind.PLAIN, Kind.FLAKY, Kind.DEAD, Kind.DELAYED))
     await node.doom("--trouble", trouble, rate=FAST)
     for other in others:
         await other.doom(rate=FAST)
@@ -29,4 +28,5 @@ async def is_set(world: World, *, trouble: str) -> Outcome:
     await world.accepted(50)
     await world.load.end()
     await world.settled()
-    return await world.judge()
+    # To others, what it holds is overdue: they take it, and both send it.
+    return await world.judge(late=True)

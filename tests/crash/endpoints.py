@@ -2,7 +2,6 @@
 
 from tests.crash.kills import SHORT_LEASE
 from tests.crash.ledger import Kind
-from tests.crash.load import Load
 from tests.crash.world import Outcome, World
 
 _KINDS = (Kind.HUNG, Kind.PLAIN, Kind.RESET, Kind.LATE, Kind.PLAIN, Kind.FLAKY)
@@ -11,7 +10,7 @@ _KINDS = (Kind.HUNG, Kind.PLAIN, Kind.RESET, Kind.LATE, Kind.PLAIN, Kind.FLAKY)
 async def misbehave(world: World, *, rounds: int) -> Outcome:
     """The first attempt of most messages ends badly; a relay is killed among them, and started again."""
     nodes = world.fleet.nodes
-    world.load = Load(world.client, world.fleet, _KINDS)
+    world.load = world.load_of(_KINDS)
     for node in nodes:
         await node.serve(**SHORT_LEASE)
     world.load.begin()

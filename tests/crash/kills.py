@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from relay.domain.delivery import MAX_LOST_LEASES
 from tests.crash.ledger import Kind
-from tests.crash.load import Load
 from tests.crash.waiting import until
 from tests.crash.world import Outcome, World
 
@@ -46,7 +45,7 @@ async def at(world: World, steps: Sequence[str]) -> Outcome:
 async def while_pruning(world: World) -> Outcome:
     """Time goes so fast that history is forgotten while more is made."""
     # No deduplication: its ten minutes are too short for a publisher that repeats a second later.
-    world.load = Load(world.client, world.fleet, (Kind.PLAIN, Kind.FLAKY, Kind.DEAD, Kind.DELAYED))
+    world.load = world.load_of((Kind.PLAIN, Kind.FLAKY, Kind.DEAD, Kind.DELAYED))
     world.load.begin()
     for step in world.steps_of("prune"):
         await _doom(world, step, rate=FAST)

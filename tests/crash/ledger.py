@@ -148,15 +148,21 @@ class Ledger:
                 ids.setdefault(one.number, set()).add(one.message_id)
         return {number: several for number, several in ids.items() if len(several) > 1}
 
-    def forgotten_retries(self) -> Sequence[str]:
-        """Messages whose count of retries went back, skipped one, or went beyond what they need."""
+    def forgotten_retries(self, *, late: bool = False) -> Sequence[str]:
+        """Messages whose count of retries went back, unless requests may be `late`, skipped one, or went beyond
+        what they need."""
         counts: dict[str, list[Arrival]] = {}
         for arrival in self.arrivals:
             counts.setdefault(arrival.message_id, []).append(arrival)
         return [
             message_id
             for message_id, arrivals in counts.items()
-            if not _counts_up([arrival.retried for arrival in arrivals], NEEDED.get(arrivals[0].kind, 0))
+            if not _counts_up(
+                sorted(arrival.retried for arrival in arrivals)
+                if late
+                else [arrival.retried for arrival in arrivals],
+                NEEDED.get(arrivals[0].kind, 0),
+            )
         ]
 
     def kinds(self) -> Counter[Kind]:

@@ -24,7 +24,9 @@ MIXED = (
 )
 _DELAYS = {Kind.DELAYED: "1s", Kind.DISTANT: "365d"}
 _PUBLISHERS = 16
-_PAUSE_S = 0.01
+PAUSE_S = 0.01
+#: What three nodes and a server on the same few cores have time for besides keeping their leases.
+LONG_PAUSE_S = 0.15
 _TURN_S = 0.05
 _PATIENCE_S = 20
 _BATCH = 3
@@ -163,10 +165,13 @@ def a_session() -> aiohttp.ClientSession:
 class Load:
     """Many publishers at work from `begin` to `end`, through every death of the relay."""
 
-    def __init__(self, client: Client, relay: Relay, kinds: Sequence[Kind] = MIXED) -> None:
+    def __init__(
+        self, client: Client, relay: Relay, kinds: Sequence[Kind] = MIXED, *, pause_s: float = PAUSE_S
+    ) -> None:
         self._client = client
         self._relay = relay
         self._kinds = kinds
+        self._pause_s = pause_s
         self._ending = asyncio.Event()
         self._publishers: list[asyncio.Task[None]] = []
 
@@ -191,7 +196,7 @@ class Load:
                 await self._client.publish_batch()
             else:
                 await self._client.publish(kind)
-            await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(self._pause_s)
 
 
 def _headers(number: int, kind: Kind) -> dict[str, str]:

@@ -95,9 +95,8 @@ def one_killed_at(verb: str) -> Scenario:
     return Scenario(
         f"SIGKILL of one of {_NODES} at every step of {verb}",
         partial(nodes.one_dies_at, steps=steps_of(verb, server=True)),
-        kills.SHORT_LEASE,
-        _SHARED,
-        _NODES,
+        backends=_SHARED,
+        nodes=_NODES,
     )
 
 
@@ -231,7 +230,7 @@ def all_of(backend: str) -> Iterable[Scenario]:
         KILLED_IN_TROUBLE,
         *map(one_killed_at, ROAD),
         FIRING_TOGETHER,
-        one_killed_at_random(9),
+        one_killed_at_random(3),
         all_killed_at_once(5),
         ROLLING,
         ONE_FROZEN,

@@ -15,8 +15,8 @@ from relay.domain.errors import Unavailable
 from storage.postgres import driver
 from storage.postgres.driver import Session, target_of
 from tests import postgres_server
-from tests.crash.kills import RATE, SHORT_LEASE
-from tests.crash.nodes import hold, refused
+from tests.crash.kills import SHORT_LEASE
+from tests.crash.nodes import LEASE, RATE, hold, refused
 from tests.crash.proxy import Proxy, a_proxy
 from tests.crash.waiting import until
 from tests.crash.world import Outcome, World
@@ -105,7 +105,7 @@ async def one_is_cut_off(world: World) -> Outcome:
         for node in others:
             node.database = _at(server.directory.as_posix(), first.database)
         for node in world.fleet.nodes:
-            await node.doom(rate=RATE, **SHORT_LEASE)
+            await node.doom(rate=RATE, **LEASE)
         held = await hold(world, first)
         proxy.cut()
         world.interrupted()
@@ -120,7 +120,7 @@ async def one_is_cut_off(world: World) -> Outcome:
         await refused(world, first, held)
         await world.ready()
         await world.settled()
-        return await world.judge(in_doubt=True)
+        return await world.judge(in_doubt=True, late=True)
 
 
 async def _away(world: World, begin: Trouble, end: Trouble) -> Outcome:
@@ -140,7 +140,7 @@ async def _away(world: World, begin: Trouble, end: Trouble) -> Outcome:
         await world.accepted(20)
         await world.load.end()
         await world.settled()
-        return await world.judge(in_doubt=True)
+        return await world.judge(in_doubt=True, late=True)
 
 
 async def _struck(world: World, query: str, strike: Callable[[int], object], *, rounds: int) -> Outcome:
@@ -158,7 +158,7 @@ async def _struck(world: World, query: str, strike: Callable[[int], object], *, 
             world.recovered_since(began)
         await world.load.end()
         await world.settled()
-        return await world.judge(in_doubt=True)
+        return await world.judge(in_doubt=True, late=True)
 
 
 async def _asked(database: str, query: str) -> int:

@@ -11,8 +11,8 @@ from tests.crash import aftermath
 from tests.crash.doom import steps_of
 from tests.crash.endpoint import Endpoint, an_endpoint
 from tests.crash.fleet import Fleet, a_fleet
-from tests.crash.ledger import DOOMED, Ledger, Promise
-from tests.crash.load import Client, Load, a_session
+from tests.crash.ledger import DOOMED, Kind, Ledger, Promise
+from tests.crash.load import LONG_PAUSE_S, MIXED, PAUSE_S, Client, Load, a_session
 from tests.crash.node import Node
 from tests.crash.waiting import PATIENCE_S, until
 
@@ -41,11 +41,16 @@ class World:
         self.endpoint = endpoint
         self.client = client
         self.ledger = ledger
-        self.load = Load(client, fleet)
+        self.load = self.load_of(MIXED)
         #: Message ids of dead letters that were sent once more.
         self.redriven: set[str] = set()
         self._interruptions: list[tuple[float, Sequence[Promise]]] = []
         self._recoveries: list[float] = []
+
+    def load_of(self, kinds: Sequence[Kind]) -> Load:
+        """Publishers of these."""
+        pause_s = PAUSE_S if len(self.fleet.nodes) == 1 else LONG_PAUSE_S
+        return Load(self.client, self.fleet, kinds, pause_s=pause_s)
 
     def steps_of(self, *verbs: str) -> Sequence[str]:
         """Those there are with this database."""
@@ -137,11 +142,12 @@ class World:
             if node.is_running:
                 assert await node.stop() == 0, node.log[-5000:]
 
-    async def judge(self, *, forgets: bool = False, in_doubt: bool = False) -> Outcome:
+    async def judge(self, *, forgets: bool = False, in_doubt: bool = False, late: bool = False) -> Outcome:
         """Stop the relay in good order, and hold what it leaves against the ledger.
 
         `forgets`: it has pruned. `in_doubt`: commits may have lost their answers, so that what was refused may
         have been accepted; then only what was published once more under its deduplication id is known to be one.
+        `late`: a living node may have lost its leases, so that requests of its arrive after those of the next.
         """
         await self.stopped()
         ledger = self.ledger
@@ -149,7 +155,10 @@ class World:
         problems = [
             *aftermath.contradictions(ledger, found, forgets=forgets, gone=self.redriven),
             *(f"deduplicated, and several messages: {ids}" for ids in ledger.split().values()),
-            *(f"its count of retries is wrong: {message_id}" for message_id in ledger.forgotten_retries()),
+            *(
+                f"its count of retries is wrong: {message_id}"
+                for message_id in ledger.forgotten_retries(late=late)
+            ),
             *(f"refused, and arrived: {number}" for number in ledger.ghosts if not in_doubt),
         ]
         assert not problems, "\n".join(problems)
