@@ -33,7 +33,7 @@ class Credentials:
     """What a client needs to be told.
 
     `token` is None when there is nothing to tell: it is configured, or an earlier start made it and only its
-    hash is left. `untold_keys` says that this start made the account and its keys, and told neither.
+    hash is left. `untold_keys` says that this start made the keys of the account, and does not tell them.
     """
 
     token: str | None
@@ -128,7 +128,7 @@ async def production(
     configured.
     """
     await catalog.put_setting(_PRODUCTION, "yes")
-    await _retire_published(catalog, config, fresh_key=fresh_key)
+    replaced = await _retire_published(catalog, config, fresh_key=fresh_key)
     fresh = Tenant(
         id=DEFAULT_TENANT,
         user_id=user_id_of(config.token or "") or fresh_name("user_"),
@@ -160,7 +160,9 @@ async def production(
         token=told,
         current_key=tenant.current_key,
         next_key=tenant.next_key,
-        untold_keys=config.token is not None and made and config.current_signing_key is None,
+        untold_keys=config.token is not None
+        and (made or DEFAULT_TENANT in replaced)
+        and config.current_signing_key is None,
     )
 
 
@@ -179,11 +181,14 @@ async def _is_production(catalog: Catalog) -> bool:
     return tenant is not None and tenant.user_id != _DEVELOPMENT[0][0]
 
 
-async def _retire_published(catalog: Catalog, config: Config, *, fresh_key: Callable[[], str]) -> None:
+async def _retire_published(
+    catalog: Catalog, config: Config, *, fresh_key: Callable[[], str]
+) -> set[TenantId]:
     """Shut the published identities out, and have nobody's deliveries signed with a key that everybody knows.
 
-    The other tokens of the default account are seen to by what is configured.
+    Returns whose keys were replaced. The other tokens of the default account are seen to by what is configured.
     """
+    replaced: set[TenantId] = set()
     known = _PUBLISHED_KEYS - {config.current_signing_key, config.next_signing_key}
     for number, (user_id, password, *_) in enumerate(_DEVELOPMENT, 1):
         id = TenantId(number)
@@ -198,6 +203,8 @@ async def _retire_published(catalog: Catalog, config: Config, *, fresh_key: Call
                 fresh_key() if key in known else key for key in (tenant.current_key, tenant.next_key)
             )
             await catalog.swap_keys(tenant, current_key=current_key, next_key=next_key)
+            replaced.add(id)
+    return replaced
 
 
 async def to_tell(catalog: Catalog, credentials: Credentials, *, clock: Clock) -> Credentials:

@@ -5,6 +5,7 @@ value stops the start with one sentence. `python -m relay.config` prints `deploy
 """
 
 import dataclasses
+import difflib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -273,6 +274,7 @@ class Config:
             max_delay_ms=self.max_delay_ms,
             max_timeout_ms=self.max_timeout_ms,
             default_timeout_ms=self.default_timeout_ms,
+            max_parallelism=self.max_in_flight,
         )
 
 
@@ -305,7 +307,7 @@ def load(
         if _SERVICE_LINK.fullmatch(variable):
             continue
         if variable not in _VARIABLES:
-            raise ConfigError(f"{variable} is not a setting of the relay; see deploy/relay.env.example")
+            raise ConfigError(f"{variable} is not a setting of the relay; {_meant(variable)}")
         if value:
             given[_VARIABLES[variable]] = (variable, value)
     for name, value in (flags or {}).items():
@@ -338,6 +340,12 @@ def load(
     if config.default_timeout_ms > config.max_timeout_ms:
         raise ConfigError("RELAY_DEFAULT_TIMEOUT must not be longer than RELAY_MAX_TIMEOUT")
     return config
+
+
+def _meant(variable: str) -> str:
+    names = [known.removeprefix(PREFIX) for known in _VARIABLES]
+    close = difflib.get_close_matches(variable.removeprefix(PREFIX), names, 1)
+    return f"did you mean {PREFIX}{close[0]}?" if close else "see deploy/relay.env.example"
 
 
 def example() -> str:

@@ -1,5 +1,6 @@
 """What a relay says when it starts: the lines to paste."""
 
+from ipaddress import ip_address
 from typing import Literal
 
 from relay.accounts import Credentials
@@ -15,6 +16,19 @@ _PYTHON = (
     """base_url=os.environ["QSTASH_URL"]).message.publish_json("""
     """url="http://localhost:3000/hook", body={"hello": "world"})'"""
 )
+#: What is said beside the greeting of a development relay that others can reach.
+EXPOSED = """\
+WARNING: this development relay listens on {host}, where other machines can reach it. Its tokens and signing keys
+are published: whoever reaches it can have it call any address of this machine and of its network. Keep it to
+yourself with --host 127.0.0.1, or run `relay serve` for others."""
+
+
+def is_exposed(host: str) -> bool:
+    """Whether others than this machine may reach what listens on this host; a name but localhost counts as if."""
+    try:
+        return not ip_address(host).is_loopback
+    except ValueError:
+        return host != "localhost"
 
 
 def text(mode: Mode, url: str, credentials: Credentials, *, command: str) -> str:

@@ -63,7 +63,7 @@ async def lead(mode: Mode, config: Config, flags: Mapping[str, str]) -> int:
                 credentials = await credentials_for(mode, storage, config, now=clock.now())
                 if await _unless(told_to_stop, workers.start()):
                     url = url_of(config.host, port)
-                    await greet(mode, url, credentials, storage, clock)
+                    await greet(mode, url, config.host, credentials, storage, clock)
                     log.info("relay.started", url=url, workers=config.workers)
             await told_to_stop.wait()
             log.info("relay.stopping")

@@ -111,17 +111,21 @@ async def run(mode: Mode, config: Config) -> int:
             credentials = await credentials_for(mode, storage, config, now=clock.now())
             relay = Relay(config, storage, clock=clock, log=log)
             url = await relay.start()
-            await greet(mode, url, credentials, storage, clock)
+            await greet(mode, url, config.host, credentials, storage, clock)
             log.info("relay.started", url=url)
             await told_to_stop.wait()
             await stop(relay, log)
     return 0
 
 
-async def greet(mode: Mode, url: str, credentials: Credentials, storage: Storage, clock: Clock) -> None:
+async def greet(
+    mode: Mode, url: str, host: str, credentials: Credentials, storage: Storage, clock: Clock
+) -> None:
     if mode == "serve":
         credentials = await accounts.to_tell(storage, credentials, clock=clock)
     print(greeting.text(mode, url, credentials, command=sys.argv[0]), flush=True)
+    if mode == "dev" and greeting.is_exposed(host):
+        print(greeting.EXPOSED.format(host=host), file=sys.stderr, flush=True)
     if mode == "serve":
         await accounts.remember_shown(storage, credentials)
 
@@ -144,7 +148,10 @@ def logging_to(config: Config, clock: Clock) -> Iterator[Log]:
 
 @contextlib.asynccontextmanager
 async def opened(config: Config, clock: Clock) -> AsyncIterator[Storage]:
-    storage = await open_storage(config.database_url, clock=clock, migrate=config.migrate)
+    try:
+        storage = await open_storage(config.database_url, clock=clock, migrate=config.migrate)
+    except Unavailable as problem:
+        raise Unavailable(f"{problem} (set by RELAY_DATABASE_URL or --database)") from None
     try:
         await refuse_unfinished(storage)
         yield storage
@@ -153,6 +160,8 @@ async def opened(config: Config, clock: Clock) -> AsyncIterator[Storage]:
 
 
 def url_of(host: str, port: int) -> str:
+    """Where whoever is on this machine reaches a relay that listens there."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - nothing is bound
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

@@ -7,9 +7,7 @@ JSON escapes carry them through text columns that would refuse them.
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
@@ -17,6 +15,7 @@ from msgspec import Struct
 from relay.domain.dead_letter import DeadLetter, DeadLetterId
 from relay.domain.delivery import FINAL, Attempt, Change
 from relay.domain.event import Event
+from relay.domain.gates import Gate, GateId, GateKind
 from relay.domain.message import (
     Callback,
     FlowControl,
@@ -29,6 +28,7 @@ from relay.domain.message import (
     RetryPolicy,
     TenantId,
 )
+from relay.domain.place import place_of
 from relay.domain.publish import Draft
 from relay.domain.schedule import CatchUp, Overlap, Run, RunOutcome, Schedule
 from relay.domain.tenant import Principal, Tenant
@@ -63,6 +63,10 @@ DEAD_LETTER_COLUMNS = (
     "tenant, id, message_id, failed_at, retried, started_at, ended_at, status, error, response_headers, "
     "response_body"
 )
+GATE_COLUMNS = (
+    "id, tenant, kind, name, created_at, updated_at, used_at, parallelism, rate, period_ms, paused, "
+    "parallelism_pinned, rate_pinned, held, window_at, window_count, members, accepted"
+)
 SCHEDULE_COLUMNS = (
     "tenant, id, cron, draft, created_at, revision, catch_up, overlap, paused, next_at, last_fired_at, error"
 )
@@ -82,14 +86,13 @@ class _Terms(Struct, frozen=True, omit_defaults=True):
     failure_callback: Callback | None = None
     redaction: Redaction | None = None
     source: int | None = None
+    lane_of: int | None = None
 
 
 _NO_TERMS = _Terms()
 
 #: SQLite's drivers look for an adapter before they bind bytes, not before a bytearray: a short copy is cheaper.
 _CHEAPLY_COPIED = 8192
-
-_LONGEST_REMEMBERED = 1024
 
 _encoder = msgspec.json.Encoder()
 _headers_decoder = msgspec.json.Decoder(Headers)
@@ -150,6 +153,7 @@ def rare_row(message: Message) -> Row:
                 failure_callback=message.failure_callback,
                 redaction=message.redaction,
                 source=origin.source,
+                lane_of=message.lane_of,
             )
         )
     return (
@@ -214,24 +218,16 @@ def message_of(row: Row) -> Message:
         failure_callback=rare.failure_callback,
         redaction=rare.redaction,
         dedup_key=dedup_key,
+        lane_of=None if rare.lane_of is None else MessageId(rare.lane_of),
     )
 
 
-def place_of(url: str) -> tuple[str, str]:
-    """Host (lower case, without port) and path (`/` when empty) of a destination, as the filters compare them."""
-    # Long ones are not remembered: what a cache holds must be bounded in bytes too.
-    return _remembered_place(url) if len(url) <= _LONGEST_REMEMBERED else _place(url)
-
-
-def _place(url: str) -> tuple[str, str]:
-    try:
-        parts = urlsplit(url)
-        return parts.hostname or "", parts.path or "/"
-    except ValueError:
-        return "", "/"
-
-
-_remembered_place = lru_cache(maxsize=1024)(_place)
+def lane_of(terms: str | None) -> MessageId | None:
+    """`Message.lane_of`, from the column that keeps it."""
+    if terms is None or '"lane_of"' not in terms:
+        return None
+    held = _decode(terms, _terms_decoder).lane_of
+    return None if held is None else MessageId(held)
 
 
 def event_of(row: Row, message: Message) -> Event:
@@ -335,6 +331,74 @@ def schedule_of(row: Row) -> Schedule:
         next_at=next_at,
         last_fired_at=last_fired_at,
         error=error,
+    )
+
+
+def gate_row(gate: Gate) -> Row:
+    """In the order of GATE_COLUMNS."""
+    return (
+        gate.id,
+        gate.tenant,
+        gate.kind.value,
+        gate.name,
+        gate.created_at,
+        gate.updated_at,
+        gate.used_at,
+        gate.parallelism,
+        gate.rate,
+        gate.period_ms,
+        int(gate.paused),
+        int(gate.parallelism_pinned),
+        int(gate.rate_pinned),
+        gate.held,
+        gate.window_at,
+        gate.window_count,
+        gate.members,
+        gate.accepted,
+    )
+
+
+def gate_of(row: Row) -> Gate:
+    """From the columns of GATE_COLUMNS."""
+    (
+        id_,
+        tenant,
+        kind,
+        name,
+        created_at,
+        updated_at,
+        used_at,
+        parallelism,
+        rate,
+        period_ms,
+        paused,
+        parallelism_pinned,
+        rate_pinned,
+        held,
+        window_at,
+        window_count,
+        members,
+        accepted,
+    ) = row
+    return Gate(
+        id=GateId(id_),
+        tenant=TenantId(tenant),
+        kind=GateKind(kind),
+        name=name,
+        created_at=created_at,
+        updated_at=updated_at,
+        used_at=used_at,
+        parallelism=parallelism,
+        rate=rate,
+        period_ms=period_ms,
+        paused=bool(paused),
+        parallelism_pinned=bool(parallelism_pinned),
+        rate_pinned=bool(rate_pinned),
+        held=held,
+        window_at=window_at,
+        window_count=window_count,
+        members=members,
+        accepted=accepted,
     )
 
 

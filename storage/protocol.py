@@ -5,7 +5,7 @@ one transaction, durable when it returns; when it raises `Unavailable` nothing i
 caller may repeat it. Each role is what one consumer needs; `Storage` is all of them.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -13,6 +13,8 @@ from msgspec import Struct
 from relay.domain.dead_letter import DeadLetter, DeadLetterId
 from relay.domain.delivery import Claim, Lease, Settlement
 from relay.domain.event import Event
+from relay.domain.fairness import Crowd, Shares
+from relay.domain.gates import Gate, GateChange, GateKind
 from relay.domain.message import Headers, Message, MessageId, TenantId
 from relay.domain.schedule import Run, Schedule
 from relay.domain.selection import Order, Selection
@@ -31,12 +33,15 @@ class CannotOpen(Exception):  # noqa: N818 - what happened, in the words of the 
 class ClaimTerms(Struct, frozen=True, kw_only=True):
     """How many deliveries a worker can take, and for how long it may keep silent about them.
 
-    `max_bytes` bounds what a claim reads: it ends with the first body that reaches it.
+    `max_bytes` bounds what a claim reads: it ends with the first body that reaches it. `shares` says how much of
+    each crowd may be taken; without it none is. Of a publish, the messages `aside` wait in their crowds at once.
     """
 
     limit: int
     lease_ms: int
     max_bytes: int | None = None
+    shares: Shares | None = None
+    aside: Collection[MessageId] = ()
 
 
 class Receipt(Struct, frozen=True, kw_only=True):
@@ -54,10 +59,14 @@ class Published(Struct, frozen=True, kw_only=True):
 
 
 class Claimed(Struct, frozen=True, kw_only=True):
-    """What was due, and the earliest instant at which anything else will be (leases that run out included)."""
+    """What was due, and the earliest instant at which anything else will be (leases that run out included).
+
+    `passed_over`: something is due in a crowd that may not have more at the moment.
+    """
 
     claims: Sequence[Claim]
     next_due_at: int | None
+    passed_over: bool = False
 
 
 class DueSchedule(Struct, frozen=True, kw_only=True):
@@ -89,6 +98,13 @@ class ScheduleView(Struct, frozen=True, kw_only=True):
 
     schedule: Schedule
     last_states: dict[MessageId, bool | None]
+
+
+class FlowKey(Struct, frozen=True, kw_only=True):
+    """A flow-control key, and how many attempts are due and wait for its permit."""
+
+    gate: Gate
+    waiting: int
 
 
 class Retention(Struct, frozen=True, kw_only=True):
@@ -123,7 +139,7 @@ class Inbox(Protocol):
         neither does a message whose id is stored already: repeating a publish is harmless.
 
         With `claim`, the first `claim.limit` of them that are due at `now` come back already leased, so that the
-        caller never reads back what it has just written.
+        caller never reads back what it has just written; but never one with a queue or a flow-control key.
         """
         ...
 
@@ -142,8 +158,8 @@ class Work(Protocol):
     """Taking deliveries and reporting what came of them."""
 
     async def claim(self, terms: ClaimTerms, *, now: int) -> Claimed:
-        """Lease what is due, oldest due time first. A lease that ran out is due like anything else, and taking
-        it over raises the claim's `lost_leases`."""
+        """Lease what is due, oldest due time first, and what its gates let pass. A lease that ran out is due like
+        anything else, and taking it over raises the claim's `lost_leases`."""
         ...
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[MessageId]:
@@ -153,6 +169,16 @@ class Work(Protocol):
 
     async def renew(self, leases: Sequence[Lease], *, until: int) -> Sequence[MessageId]:
         """Extend leases; return the ids that are no longer held under that `claim_no`."""
+        ...
+
+    async def set_aside(
+        self, surplus: Mapping[Crowd, Sequence[Lease]], *, now: int, limit: int
+    ) -> Sequence[MessageId]:
+        """Give leases back, unspent, and let their deliveries wait in their crowds; so do others of the same crowds
+        among the first `limit` that are due. Claims take them from there as their `shares` allow.
+
+        Returns the ids of those whose lease is not held, or that are to be cancelled: they stay as they are.
+        """
         ...
 
     def on_work(self, wake: Callable[[int], None]) -> None:
@@ -238,6 +264,51 @@ class UrlGroups(Protocol):
         ...
 
 
+class Gates(Protocol):
+    """Queues and flow-control keys. Messages make the ones they name; limits and counts hold at every commit.
+
+    `Gate.members` of a queue is its lag. A claim never exceeds a limit, whoever claims.
+    """
+
+    async def change_gate(
+        self,
+        tenant: TenantId,
+        kind: GateKind,
+        name: str,
+        change: GateChange,
+        *,
+        create: bool,
+        limit: int | None = None,
+        now: int,
+    ) -> bool:
+        """Change a gate, for all that waits at it too. False when there is none and none was made: without
+        `create`, or because the tenant has `limit` of the kind already.
+
+        Pausing a queue, or lowering its parallelism, also holds for messages that have a lane and were never
+        attempted; those that were keep their lane and go on.
+        """
+        ...
+
+    async def delete_queue(self, tenant: TenantId, name: str, *, now: int) -> bool:
+        """False when there was none. What waits in it is cancelled, in bounded bites; what is in flight is not
+        retried. The name is free at once. Interrupted, it is finished by `prune`."""
+        ...
+
+    async def queue(self, tenant: TenantId, name: str) -> Gate | None: ...
+
+    async def queues(self, tenant: TenantId) -> Sequence[Gate]: ...
+
+    async def flow_key(self, tenant: TenantId, name: str, *, now: int) -> FlowKey | None: ...
+
+    async def flow_keys(self, tenant: TenantId, *, search: str, limit: int, now: int) -> Sequence[FlowKey]:
+        """At most `limit` of those whose name contains `search`, by name."""
+        ...
+
+    async def in_flight(self, tenant: TenantId, *, now: int) -> int:
+        """How many deliveries of the tenant are being attempted now, by whomever."""
+        ...
+
+
 class Catalog(Protocol):
     """Who may speak, and the keys that sign."""
 
@@ -320,8 +391,9 @@ class Archive(Protocol):
         ...
 
     async def prune(self, retention: Retention, *, now: int, limit: int) -> int:
-        """Forget at most about `limit` rows of history, dead letters, messages without either, and spent
-        deduplication keys; returns how many rows went, 0 when nothing was old enough."""
+        """Forget at most about `limit` rows of history, dead letters, messages without either, spent
+        deduplication keys and unused flow-control keys; returns how many rows went, 0 when nothing was old
+        enough."""
         ...
 
     async def stats(self) -> Stats: ...
@@ -355,7 +427,7 @@ class Transfer(Protocol):
         ...
 
 
-class Storage(Inbox, Work, Schedules, UrlGroups, Catalog, Archive, Transfer, Protocol):
+class Storage(Inbox, Work, Schedules, UrlGroups, Gates, Catalog, Archive, Transfer, Protocol):
     """A database that can do all of it.
 
     `last_id` is the greatest id of a message or a dead letter it held when it was opened, `node` the number that

@@ -63,6 +63,7 @@ def a_message(
     failure_callback: Callback | None = None,
     redaction: Redaction | None = None,
     dedup_key: bytes | None = None,
+    lane_of: MessageId | None = None,
 ) -> Message:
     """A message due at its creation unless `not_before` says otherwise."""
     return Message(
@@ -86,6 +87,7 @@ def a_message(
         failure_callback=failure_callback,
         redaction=redaction,
         dedup_key=dedup_key,
+        lane_of=lane_of,
     )
 
 

@@ -226,6 +226,12 @@ async def test_keys_made_for_a_configured_token_are_said_to_be_untold_once(stora
     assert not (await start(storage, Config(token=TOKEN))).untold_keys
 
 
+async def test_keys_made_in_place_of_published_ones_are_said_to_be_untold_once(storage: Storage) -> None:
+    await development(storage, now=NOW)
+    assert (await start(storage, Config(token=TOKEN))).untold_keys
+    assert not (await start(storage, Config(token=TOKEN))).untold_keys
+
+
 async def test_configured_and_printed_keys_are_no_untold_ones(storage: Storage) -> None:
     keys = Config(
         token=TOKEN, current_signing_key="sig_configured_current", next_signing_key="sig_configured_next"

@@ -129,6 +129,15 @@ def test_a_database_url_that_is_refused_is_not_repeated_with_its_password() -> N
     assert "secret" not in str(refused.value)
 
 
+def test_a_misspelt_variable_is_refused_with_the_one_that_was_probably_meant() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^RELAY_TOKNE is not a setting of the relay; did you mean RELAY_TOKEN"
+    ):
+        load({"RELAY_TOKNE": "x"})
+    with pytest.raises(ConfigError, match=r"^RELAY_COFFEE is not a setting of the relay; see deploy/"):
+        load({"RELAY_COFFEE": "x"})
+
+
 def test_variables_of_others_and_of_the_test_suite_are_left_alone() -> None:
     assert load({"PATH": "/bin", "RELAY_TEST_POSTGRES_URL": "x", "RELAYED": "1"}) == Config()
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from relay.accounts import development
+from relay.accounts import Credentials, development
 from relay.clock import SystemClock
 from relay.config import Config, ConfigError
-from relay.main import Relay, main, open_storage
+from relay.main import Relay, greet, main, open_storage, url_of
 from storage.protocol import Storage
 from tests.engine.stepped import Lines
 
@@ -63,6 +63,44 @@ def test_a_host_that_is_another_machine_ends_the_start_with_one_sentence(
 async def test_a_database_nobody_knows_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="database"):
         await open_storage(url)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8080"),
+        ("0.0.0.0", "http://127.0.0.1:8080"),
+        ("::", "http://[::1]:8080"),
+        ("192.0.2.1", "http://192.0.2.1:8080"),
+    ],
+)
+def test_a_relay_on_every_address_tells_the_one_that_its_machine_reaches_it_at(host: str, url: str) -> None:
+    assert url_of(host, 8080) == url
+
+
+@pytest.mark.parametrize(
+    ("host", "exposed"),
+    [("127.0.0.1", False), ("::1", False), ("localhost", False), ("0.0.0.0", True), ("laptop.lan", True)],
+)
+async def test_a_development_relay_that_others_can_reach_warns_that_its_tokens_are_published(
+    storage: Storage, capsys: pytest.CaptureFixture[str], host: str, exposed: bool
+) -> None:
+    credentials = Credentials(token=TOKEN, current_key="a", next_key="b")
+    await greet("dev", "http://127.0.0.1:8080", host, credentials, storage, SystemClock())
+    said = capsys.readouterr()
+    assert "export QSTASH_URL=http://127.0.0.1:8080\n" in said.out
+    assert said.err.startswith(f"WARNING: this development relay listens on {host}") == exposed
+    assert ("published" in said.err) == exposed
+
+
+def test_a_postgres_that_is_not_there_ends_the_start_naming_it_and_the_setting(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    url = "postgresql://relay:secret@127.0.0.1:1/relay"
+    assert main("serve", {"database_url": url, "port": "0"}) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("relay: 127.0.0.1:1/relay: the database cannot be reached")
+    assert line.endswith(" (set by RELAY_DATABASE_URL or --database)")
 
 
 def test_a_file_that_is_no_database_ends_the_start_with_one_sentence(

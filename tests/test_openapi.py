@@ -6,6 +6,7 @@ must meet every status and every member it promises.
 
 import asyncio
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -56,6 +57,25 @@ EVERYTHING = [
     ("GET", "/v2/logs"),
     ("GET", "/v2/keys"),
     ("POST", "/v2/keys/rotate"),
+]
+#: The same, where what does not exist is made or is no error.
+GATES = [
+    ("POST", "/v2/enqueue/q/https://example.com/hook"),
+    ("GET", "/v2/queues"),
+    ("POST", "/v2/queues"),
+    ("GET", "/v2/queues/{queue}"),
+    ("DELETE", "/v2/queues/{queue}"),
+    ("POST", "/v2/queues/{queue}/pause"),
+    ("POST", "/v2/queues/{queue}/resume"),
+    ("GET", "/v2/flowControl"),
+    ("GET", "/v2/flowControl/{key}"),
+    ("POST", "/v2/flowControl/{key}/pause"),
+    ("POST", "/v2/flowControl/{key}/resume"),
+    ("POST", "/v2/flowControl/{key}/pin?rate=1"),
+    ("POST", "/v2/flowControl/{key}/unpin"),
+    ("POST", "/v2/flowControl/{key}/resetRate"),
+    ("POST", "/v2/flowControl/{key}/reset"),
+    ("GET", "/v2/globalParallelism"),
 ]
 
 
@@ -165,10 +185,15 @@ async def test_every_promised_status_and_member_is_met(tmp_path: Path, specifica
         tmp_path / "tour.db", specification, bodies=Bodies(idle_s=0.05), max_closing_s=0.05
     ) as rig:
         await successes(rig)
+        await gates(rig)
         await refusals(rig)
+        await gate_refusals(rig)
         await stalls(rig)
         await outage(rig)
-    async with running(tmp_path / "small.db", specification, limits=Limits(max_batch_bytes=10)) as rig:
+    async with running(
+        tmp_path / "small.db", specification, limits=Limits(max_batch_bytes=10, max_queues=0)
+    ) as rig:
+        assert (await rig.call("POST", "/v2/queues/q/pause")).status == 412
         reply = await rig.call("POST", "/v2/batch", body=b" " * 11)
         assert reply.status == 413
     assert specification.promised() - specification.answered == set()
@@ -218,10 +243,10 @@ async def successes(rig: Rig) -> None:
     assert (await rig.call("DELETE", f"/v2/messages/{waiting}")).status == 200
     assert (await rig.call("DELETE", "/v2/messages")).status == 200
     assert (await rig.call("DELETE", f"/v2/schedules/{schedule_id}")).status == 200
-    for body in (b"text", b"\xff"):
+    for status, body in ((404, b"text"), (404, b"\xff"), (None, b"")):
         for _ in range(4):
             await rig.publish(headers={"Upstash-Retries": "0"})
-        await rig.attempt(404, headers=(("a", "b"),), body=body)
+        await rig.attempt(status, headers=(("a", "b"),), body=body, error=None if status else "refused")
     ids = await rig.dead_letter_ids()
     assert "cursor" in (await rig.call("GET", "/v2/dlq?count=1")).json
     assert (await rig.call("GET", f"/v2/dlq/{ids[0]}")).status == 200
@@ -252,6 +277,51 @@ async def url_groups(rig: Rig) -> None:
         "DELETE", "/v2/topics/group/endpoints", body=b'{"endpoints": [{"url": "https://a.example"}]}'
     )
     assert remove.status == 200
+
+
+async def gates(rig: Rig) -> None:
+    """Queues and flow-control keys, and messages and schedules that name them."""
+    flow = {"Upstash-Flow-Control-Key": "k", "Upstash-Flow-Control-Value": "parallelism=3, rate=5, period=1m"}
+    target = "/v2/enqueue/q/https://example.com/hook"
+    once = {**flow, "Upstash-Deduplication-Id": "queued", "Upstash-Retries": "0"}
+    replies = [await rig.call("POST", target, headers=once) for _ in "12"]
+    assert [reply.status for reply in replies] == [200, 202]
+    await rig.show(replies[0].json["messageId"])
+    assert (await rig.call("POST", target, headers=CRON)).status == 200
+    schedule_id = await rig.schedule(headers={**flow, "Upstash-Queue-Name": "q"})
+    await rig.show_schedule(schedule_id)
+    for method, template in GATES:
+        if method == "GET" or "/pause" in template or "/resume" in template or "flowControl" in template:
+            assert (await rig.call(method, template.format(queue="q", key="k"))).status == 200
+    await rig.call_json("POST", "/v2/queues", {"queueName": "q", "parallelism": 1, "paused": False})
+    await rig.attempt(404)
+    assert (await rig.call("GET", "/v2/events?queueName=q&flowControlKey=k")).json["events"] != []
+    assert (await rig.call("GET", "/v2/dlq?queueName=q")).json["messages"] != []
+    assert (await rig.call("DELETE", "/v2/queues/q")).status == 200
+
+
+async def gate_refusals(rig: Rig) -> None:
+    """What can be wrong with a queue, a key, or with who asks."""
+    for method, template in GATES:
+        target = template.format(queue="nothing", key="nothing")
+        assert (await rig.call(method, target, token=None)).status == 401
+        if method != "GET":
+            assert (await rig.call(method, target, token=READ_ONLY)).status == 403
+        wrong = template.replace("/q/", "/%21/").format(queue="%21", key="%00")
+        if wrong != template:
+            assert (await rig.call(method, wrong)).status == 400
+    for path in ("/v2/queues/nothing", "/v2/flowControl/nothing"):
+        assert (await rig.call("GET", path)).status == 404
+    assert (await rig.call("GET", "/v2/flowControl?serch=a")).status == 400
+    assert (await rig.call("POST", "/v2/queues", body=b"{}")).status == 400
+    assert (await rig.call("POST", "/v2/queues", body=b" " * ((1 << 20) + 1))).status == 413
+    many = {"queueName": "q", "parallelism": 1_000_000}
+    assert (await rig.call_json("POST", "/v2/queues", many)).status == 412
+    assert (await rig.call("POST", "/v2/flowControl/k/pin?period=700000")).status == 412
+    target = "/v2/enqueue/q/https://example.com/hook"
+    assert (await rig.call("POST", "/v2/enqueue/q/nobody")).status == 404
+    assert (await rig.call("POST", target, headers={"Upstash-Retries": "1000000"})).status == 412
+    assert (await rig.call("POST", target, body=b" " * ((1 << 20) + 1))).status == 413
 
 
 async def refusals(rig: Rig) -> None:
@@ -335,7 +405,9 @@ async def stalls(rig: Rig) -> None:
     """Bodies that never come; large ones, since small publishes are cut off without a word."""
     for method, path in (
         ("POST", PUBLISH),
+        ("POST", "/v2/enqueue/q/https://example.com/hook"),
         ("POST", "/v2/batch"),
+        ("POST", "/v2/queues"),
         ("POST", SCHEDULES),
         ("DELETE", "/v2/messages"),
         ("DELETE", "/v2/dlq"),
@@ -354,13 +426,18 @@ async def stalls(rig: Rig) -> None:
 async def outage(rig: Rig) -> None:
     """Storage is gone; the callers are still known for a second."""
     ids = {"message_id": await rig.publish(), "schedule_id": "scd_unknown", "dlq_id": "1-1", "name": "group"}
+    ids |= {"queue": "q", "key": "k"}
     await rig.storage.close()
     rig.publisher.fault = Unavailable("the relay is stopping")
     rig.problems.append("storage does not answer")
-    batch = b'[{"destination":"https://a.b"}]'
+    bodies = {
+        **BODIES,
+        ("POST", "/v2/batch"): b'[{"destination":"https://a.b"}]',
+        ("POST", "/v2/queues"): b'{"queueName":"q"}',
+    }
     requests = [
-        (method, template.format(**ids), batch if template == "/v2/batch" else BODIES.get((method, template)))
-        for method, template in EVERYTHING
+        (method, template.format(**ids), bodies.get((method, template)))
+        for method, template in (*EVERYTHING, *GATES)
     ]
     replies = await asyncio.gather(
         rig.call("GET", "/readyz"),
@@ -374,9 +451,5 @@ async def outage(rig: Rig) -> None:
 
 def _template(path: str) -> str:
     """A route's path as OpenAPI spells it: parameters without the pattern they must match."""
-    head, brace, rest = path.partition("{")
-    if not brace:
-        return path
-    name, _, tail = rest.partition("}")
-    template = head + "{" + name.partition(":")[0] + "}" + tail.rpartition("}")[2]
+    template = re.sub(r"\{(\w+)(:[^}]*)?\}", r"{\1}", path)
     return ALIASES.get(template, template)

@@ -7,7 +7,18 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from msgspec import Struct
 
-from relay.api import dlq, health, keys, logs, messages, publish, schedules, url_groups
+from relay.api import (
+    dlq,
+    flow_control,
+    health,
+    keys,
+    logs,
+    messages,
+    publish,
+    queues,
+    schedules,
+    url_groups,
+)
 from relay.api.answer import Answer, error_answer
 from relay.api.auth import Caller
 from relay.api.middleware import guard, response_of
@@ -41,10 +52,26 @@ _ID = "{schedule_id:[A-Za-z0-9._-]+}"
 
 ROUTES = (
     Route("POST", f"/v2/publish/{_DESTINATION}", WRITE, publish.create),
+    Route("POST", f"/v2/enqueue/{{queue}}/{_DESTINATION}", WRITE, publish.enqueue),
     Route("POST", "/v2/batch", WRITE, publish.create_batch),
     Route("GET", "/v2/messages/{message_id}", READ, messages.show),
     Route("DELETE", "/v2/messages/{message_id}", WRITE, messages.cancel),
     Route("DELETE", "/v2/messages", WRITE, messages.cancel_selected),
+    Route("GET", "/v2/queues", READ, queues.index),
+    Route("POST", "/v2/queues", WRITE, queues.put),
+    Route("GET", "/v2/queues/{queue}", READ, queues.show),
+    Route("DELETE", "/v2/queues/{queue}", WRITE, queues.delete),
+    Route("POST", "/v2/queues/{queue}/pause", WRITE, queues.pause),
+    Route("POST", "/v2/queues/{queue}/resume", WRITE, queues.resume),
+    Route("GET", "/v2/flowControl", READ, flow_control.index),
+    Route("GET", "/v2/flowControl/{key}", READ, flow_control.show),
+    Route("POST", "/v2/flowControl/{key}/pause", WRITE, flow_control.pause),
+    Route("POST", "/v2/flowControl/{key}/resume", WRITE, flow_control.resume),
+    Route("POST", "/v2/flowControl/{key}/pin", WRITE, flow_control.pin),
+    Route("POST", "/v2/flowControl/{key}/unpin", WRITE, flow_control.unpin),
+    Route("POST", "/v2/flowControl/{key}/resetRate", WRITE, flow_control.reset_rate),
+    Route("POST", "/v2/flowControl/{key}/reset", WRITE, flow_control.reset_rate),
+    Route("GET", "/v2/globalParallelism", READ, flow_control.in_flight),
     Route("GET", "/v2/schedules", READ, schedules.index),
     Route("PATCH", "/v2/schedules/{schedule_id}/pause", WRITE, schedules.pause),
     Route("POST", f"/v2/schedules/{_ID}/pause", WRITE, schedules.pause),
@@ -79,12 +106,8 @@ OPEN_ROUTES: tuple[tuple[str, str, OpenEndpoint], ...] = (
 )
 
 #: Parts of the protocol that this version does not have, with everything below them. They say so: a client that
-#: asks for a queue must not believe it got one.
+#: starts a workflow must not believe it runs.
 NOT_OFFERED = (
-    "/v2/enqueue",
-    "/v2/queues",
-    "/v2/flowControl",
-    "/v2/globalParallelism",
     "/v2/trigger",
     "/v2/batch/trigger",
     "/v2/workflows",

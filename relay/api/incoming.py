@@ -1,6 +1,6 @@
 """What the endpoints read off a request besides its body."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from urllib.parse import parse_qsl
 
 from aiohttp import web
@@ -8,7 +8,7 @@ from aiohttp import web
 from relay.api.address import address_text, caller_ip
 from relay.api.auth import Caller
 from relay.api.services import Services
-from relay.domain.errors import Invalid, NotFound, RelayError, TooLarge, quoted
+from relay.domain.errors import Invalid, NotFound, OverLimit, RelayError, TooLarge, quoted
 from relay.domain.message import Message, MessageId
 from relay.domain.publish import Draft, message_of
 from relay.domain.url_group import UrlGroup, fan_out
@@ -47,6 +47,36 @@ def unknown_destination(name: str) -> RelayError:
     if "." in name:
         return Invalid("destination", f"{problem} not found")
     return NotFound(f"destination: {problem}")
+
+
+class QueueRoom:
+    """Which queues messages may go to: those there are, and as many new ones as the account may still have."""
+
+    def __init__(self, known: Collection[str], *, room: int, limit: int) -> None:
+        self._known = set(known)
+        self._room = room
+        self._limit = limit
+
+    def require(self, name: str) -> None:
+        """Raises `OverLimit` for a queue that would be one too many."""
+        if name in self._known:
+            return
+        if self._room <= 0:
+            raise OverLimit("queues", f"there are {self._limit} already, which is the maximum")
+        self._known.add(name)
+        self._room -= 1
+
+
+async def queue_room(services: Services, caller: Caller, names: Collection[str]) -> QueueRoom:
+    """The room for messages to these queues. They are made when the messages are accepted, so what is accepted at
+    the same instant may be more than the limit by that much."""
+    limit = services.limits.max_queues
+    if len(names) <= 1:
+        known = [name for name in names if await services.storage.queue(caller.tenant, name) is not None]
+        if len(known) == len(names):
+            return QueueRoom(known, room=0, limit=limit)
+    queues = [queue.name or "" for queue in await services.storage.queues(caller.tenant)]
+    return QueueRoom(queues, room=limit - len(queues), limit=limit)
 
 
 def messages_of(

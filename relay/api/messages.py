@@ -29,7 +29,7 @@ async def cancel(services: Services, caller: Caller, request: web.Request) -> An
         caller.tenant, Selection(message_ids=(message_id,)), limit=None, now=services.clock.now()
     )
     if not cancelled:
-        raise NotFound(f"message {quoted(text)} that could be cancelled")
+        raise NotFound(f"undelivered message {quoted(text)}")
     return json_answer({"cancelled": len(cancelled)})
 
 

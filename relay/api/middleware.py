@@ -44,7 +44,7 @@ def guard(services: Services) -> Middleware:
         except web.HTTPMethodNotAllowed as refused:
             response = response_of(_method_not_allowed(request.method, refused.allowed_methods))
         except web.HTTPNotFound:
-            response = response_of(error_answer(404, f"{quoted(request.path)} not found"))
+            response = response_of(error_answer(404, _no_such_path(request.path)))
         except Stalled as stalled:
             response = response_of(error_answer(408, str(stalled)))
             response.force_close()
@@ -58,6 +58,12 @@ def guard(services: Services) -> Middleware:
         return response
 
     return guarded
+
+
+def _no_such_path(path: str) -> str:
+    # Clients add /v2 themselves.
+    hint = "; the URL of a relay (QSTASH_URL) ends without /v2" if path.startswith("/v2/v2/") else ""
+    return f"{quoted(path)} not found{hint}"
 
 
 def _method_not_allowed(method: str, allowed: set[str]) -> Answer:

@@ -1,4 +1,4 @@
-"""Publishing: one message, or a batch of them."""
+"""Publishing: one message, now or in its turn in a queue, or a batch of them."""
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -7,14 +7,17 @@ from typing import Annotated, NamedTuple
 import msgspec
 import orjson
 from aiohttp import web
+from msgspec.structs import replace
 
 from relay.api.answer import Answer, answer_of, json_answer
 from relay.api.auth import Caller
 from relay.api.incoming import (
+    QueueRoom,
     caller_address,
     destination_of,
     headers_of,
     messages_of,
+    queue_room,
     unknown_destination,
 )
 from relay.api.schedules import put as put_schedule
@@ -24,11 +27,13 @@ from relay.domain.message import Message
 from relay.domain.url_group import UrlGroup
 from relay.wire.headers import parse_draft
 from relay.wire.json import Json, receipt_json
-from relay.wire.target import Kind, Target, parse_destination, split_target
+from relay.wire.target import Kind, Target, parse_destination, queue_name, split_queue, split_target
 from storage.protocol import Receipt
 
 #: What stands before the destination in the raw request target.
 PREFIX = "/v2/publish/"
+#: What stands before the name of the queue.
+ENQUEUE_PREFIX = "/v2/enqueue/"
 _CRON = "upstash-cron"
 
 #: Items of one batch: as many as are read in a fraction of a second.
@@ -61,17 +66,21 @@ async def publish(
     headers: Iterable[tuple[str, str]],
     body: bytes,
     peer_ip: str | None,
+    *,
+    prefix: str = PREFIX,
+    queue: str | None = None,
 ) -> Answer:
     """Publish what a request describes, to one URL or to a URL group; with Upstash-Cron, create a schedule instead.
 
+    `prefix` stands before the destination in the target; `queue` is where the message waits its turn.
     Needs no more of the request than these values, so that it can be called before there is a router. The caller
     may write, as `Caller.require_write` says. Raises `RelayError`.
     """
     headers = tuple(headers)
-    target = split_target(raw_target, PREFIX)
+    target = split_target(raw_target, prefix)
     caller_ip = caller_address(services, peer_ip, headers)
     if any(name.lower() == _CRON for name, _ in (*headers, *target.config)):
-        return await put_schedule(services, caller, target, headers, body, caller_ip)
+        return await put_schedule(services, caller, target, headers, body, caller_ip, queue=queue)
     to = await destination_of(services, caller, target)
     now = services.clock.now()
     draft = parse_draft(
@@ -84,12 +93,30 @@ async def publish(
         config=target.config,
         authorization_is_ours=caller.authorization_is_ours,
     )
+    if queue is not None:
+        (await queue_room(services, caller, {queue})).require(queue)
+        draft = replace(draft, queue=queue)
     messages = messages_of(services, caller, draft, to, now)
     receipts = await services.publisher.publish(messages)
     published = _published_json(messages, iter(receipts))
     return json_answer(
         published[0] if isinstance(to, str) else published,
         status=202 if all(receipt.deduplicated for receipt in receipts) else 200,
+    )
+
+
+async def enqueue(services: Services, caller: Caller, request: web.Request) -> Answer:
+    body = await services.bodies.read(request, services.limits.max_message_bytes, "the message body")
+    queue, prefix = split_queue(request.raw_path, ENQUEUE_PREFIX)
+    return await publish(
+        services,
+        caller,
+        request.raw_path,
+        headers_of(request),
+        body,
+        request.remote,
+        prefix=prefix,
+        queue=queue,
     )
 
 
@@ -113,12 +140,13 @@ async def publish_batch(
     caller_ip = caller_address(services, peer_ip, headers)
     targets = await _targets_of(items)
     groups = await _groups_of(services, caller, targets)
+    rooms = await queue_room(services, caller, {item.queue for item in items if item.queue is not None})
     now = services.clock.now()
     outcomes: list[_Accepted | RelayError] = []
     room = _Room(max_messages=MAX_BATCH_ITEMS, max_bytes=services.limits.max_batch_bytes)
     for index, (item, target) in enumerate(zip(items, targets, strict=True), start=1):
         try:
-            accepted = _accepted(services, caller, item, target, groups, caller_ip, now)
+            accepted = _accepted(services, caller, item, target, groups, rooms, caller_ip, now)
             room.take(accepted.messages)
             outcomes.append(accepted)
         except RelayError as error:
@@ -185,8 +213,8 @@ async def _targets_of(items: Sequence[BatchItem]) -> Sequence[Target | RelayErro
     targets: list[Target | RelayError] = []
     for index, item in enumerate(items, start=1):
         try:
-            if item.queue:
-                raise Invalid("queue", "is not offered by this version")
+            if item.queue is not None:
+                queue_name(item.queue, "queue")
             targets.append(parse_destination(item.destination))
         except RelayError as error:
             targets.append(error)
@@ -215,6 +243,7 @@ def _accepted(
     item: BatchItem,
     target: Target | RelayError,
     groups: Mapping[str, UrlGroup],
+    rooms: QueueRoom,
     caller_ip: str | None,
     now: int,
 ) -> _Accepted:
@@ -233,6 +262,9 @@ def _accepted(
         now=now,
         limits=services.limits,
     )
+    if item.queue is not None:
+        rooms.require(item.queue)
+        draft = replace(draft, queue=item.queue)
     return _Accepted(messages_of(services, caller, draft, to, now), several=not isinstance(to, str))
 
 

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from relay.api.answer import DONE, Answer, json_answer
 from relay.api.auth import Caller
-from relay.api.incoming import caller_address, destination_of, headers_of
+from relay.api.incoming import caller_address, destination_of, headers_of, queue_room
 from relay.api.services import Services
 from relay.domain.cron import Cron
 from relay.domain.errors import Invalid, NotFound, OverLimit, quoted
@@ -36,8 +37,11 @@ async def put(
     headers: Sequence[tuple[str, str]],
     body: bytes,
     caller_ip: str | None,
+    *,
+    queue: str | None = None,
 ) -> Answer:
-    """Create the schedule that the headers describe, or replace the one whose id they name."""
+    """Create the schedule that the headers describe, or replace the one whose id they name. Its messages go to
+    `queue`, or to the one that the headers name."""
     now = services.clock.now()
     wanted = parse_schedule(
         headers,
@@ -49,11 +53,14 @@ async def put(
         config=target.config,
         authorization_is_ours=caller.authorization_is_ours,
     )
+    draft = wanted.draft if queue is None else replace(wanted.draft, queue=queue)
+    if draft.queue is not None:
+        (await queue_room(services, caller, {draft.queue})).require(draft.queue)
     schedule = Schedule(
         tenant=caller.tenant,
         id=wanted.schedule_id or random_name("scd_"),
         cron=wanted.cron.text,
-        draft=wanted.draft,
+        draft=draft,
         created_at=now,
         revision=_FIRST_REVISION,
         catch_up=wanted.catch_up,

@@ -13,7 +13,7 @@ from relay.domain.message import Message, TenantId
 from relay.domain.tenant import Limits
 from relay.ids import Ids
 from relay.log import Log
-from storage.protocol import Archive, Catalog, Inbox, Receipt, Schedules, UrlGroups
+from storage.protocol import Archive, Catalog, Gates, Inbox, Receipt, Schedules, UrlGroups
 
 
 class Publisher(Protocol):
@@ -24,7 +24,7 @@ class Publisher(Protocol):
         ...
 
 
-class Store(Inbox, Schedules, UrlGroups, Catalog, Archive, Protocol):
+class Store(Inbox, Schedules, UrlGroups, Gates, Catalog, Archive, Protocol):
     """The roles of storage that answer requests."""
 
 

@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(argv: Sequence[str] | None, shell: Shell) -> int:
     """`main` in a given shell. Help, version and usage errors go to the streams of this process."""
     try:
-        args = parser().parse_args(argv)
+        given = sys.argv[1:] if argv is None else argv
+        # Who types the name alone wants to know what there is.
+        args = parser().parse_args(given or ["--help"])
         code: int = args.run(args, shell)
         shell.stdout.flush()
         return code

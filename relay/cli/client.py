@@ -138,6 +138,8 @@ class Relay:
             return f"no answer within {self._connection.timeout:g} s"
         if isinstance(problem, ssl.SSLCertVerificationError):
             return f"its certificate is not trusted ({problem.verify_message})"
+        if isinstance(problem, ssl.SSLError) and not isinstance(problem, ssl.SSLEOFError):
+            return "it does not speak TLS as expected; does its URL begin with http:// and not https://?"
         if isinstance(problem, socket.gaierror | UnicodeError):
             return "its host name is not known"
         if isinstance(problem, http.client.IncompleteRead | ConnectionResetError | BrokenPipeError):

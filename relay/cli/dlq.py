@@ -20,9 +20,8 @@ from relay.cli.options import (
     selected,
 )
 from relay.cli.outcome import INTERRUPTED, NOT_FOUND, OK, Failure
-from relay.cli.output import Output
 from relay.cli.shell import Shell
-from relay.cli.show import answered, show_dead_letter
+from relay.cli.show import failed_at, reason, show_dead_letter
 
 _FILTERS = ("destination", "label", "schedule", "message", "status")
 
@@ -59,13 +58,12 @@ def _list(args: argparse.Namespace, shell: Shell) -> int:
         letters, more = relay.listed("/v2/dlq", "messages", query, args.count)
         output.document(letters)
         output.table(
-            ("dead letter", "message", "answer", "published", "destination"),
+            ("dead letter", "failed", "why", "destination"),
             [
                 (
                     letter["dlqId"],
-                    letter["messageId"],
-                    answered(letter["responseStatus"]),
-                    output.moment(letter["createdAt"]),
+                    output.when(failed_at(letter)),
+                    reason(letter),
                     letter["url"],
                 )
                 for letter in letters
@@ -84,18 +82,10 @@ def _get(args: argparse.Namespace, shell: Shell) -> int:
             document = relay.get(f"/v2/dlq/{segment(id)}")
             if documents:
                 output.line("")
-            show_dead_letter(output, document, _error_of(document, relay, output))
+            show_dead_letter(output, document)
             documents.append(document)
 
         return each(args.ids, get, output, lambda missing: documents)
-
-
-def _error_of(letter: Document, relay: Relay, output: Output) -> str:
-    """What the log says of its last attempt: a dead letter itself only has an answer, or none."""
-    if output.as_json:
-        return ""
-    query = [("messageId", letter["messageId"]), ("state", "ERROR"), ("count", "1")]
-    return "".join(entry.get("error", "") for entry in relay.get("/v2/events", query).objects("events"))
 
 
 def _retry(args: argparse.Namespace, shell: Shell) -> int:
@@ -190,7 +180,7 @@ def _in_bites(
     newest = relay.get("/v2/dlq", [*selection, ("order", "latestFirst"), ("count", "1")]).objects("messages")
     if not newest:
         return
-    bounded = [field for field in selection if field[0] != "toDate"] + [("toDate", _failed_at(newest[0]))]
+    bounded = [field for field in selection if field[0] != "toDate"] + [("toDate", str(failed_at(newest[0])))]
     left = count
     cursor = ""
     while True:
@@ -202,8 +192,3 @@ def _in_bites(
         cursor = document.get("cursor", "")
         if not cursor or left == 0:
             return
-
-
-def _failed_at(letter: Document) -> str:
-    """The instant in its id, `<Unix ms>-<number>`: nothing else of a dead letter tells when it failed."""
-    return str(letter["dlqId"]).partition("-")[0]

@@ -63,6 +63,8 @@ def _logs(args: argparse.Namespace, shell: Shell) -> int:
         output.document(shown)
         for entry in shown:
             output.line(_line(entry, output, shell.now()))
+        if not entries and args.count and not args.json:
+            output.note("there is nothing in the log" + (" that matches" if query else ""))
         if more and args.count == _SHOWN:
             output.note(f"these are the latest {_SHOWN}; --count shows more")
         return OK
@@ -115,5 +117,7 @@ def _happened(entry: Document, now: int) -> str:
     if entry.get("error"):
         parts.append(entry["error"])
     if entry.get("nextDeliveryTime", 0) > entry["time"]:
-        parts.append(f"next attempt {relative(entry['nextDeliveryTime'], now)}")
+        due_at = entry["nextDeliveryTime"]
+        when = relative(due_at, now)
+        parts.append(f"next attempt {when}" if due_at >= now else f"next attempt was due {when}")
     return ", ".join(parts)

@@ -85,9 +85,10 @@ class Output:
 
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for column in columns:
-            table.add_column(column, overflow="fold")
+            table.add_column(column)
+        # The widest columns give way first, so that ids stay whole next to long URLs.
         for row in rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*(Text(cell, no_wrap=True, overflow="ellipsis") for cell in row))
         Console(file=self._shell.stdout).print(table)
 
     def state(self, state: str, width: int = 0) -> str:
@@ -103,6 +104,10 @@ class Output:
         if at is None:
             return ""
         return f"{self.local(at).isoformat(timespec='seconds')} ({relative(at, self._shell.now())})"
+
+    def when(self, at: int | None) -> str:
+        """An instant in a table: on a terminal, which is narrow, only as seen from now."""
+        return relative(at, self._shell.now()) if at is not None and self._terminal else self.moment(at)
 
     def local(self, at: int) -> datetime:
         return datetime.fromtimestamp(at / 1000, self._shell.zone).astimezone(self._shell.zone)

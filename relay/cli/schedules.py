@@ -78,8 +78,8 @@ def _list(args: argparse.Namespace, shell: Shell) -> int:
                     schedule["scheduleId"],
                     schedule["cron"],
                     schedule_state(schedule),
-                    output.moment(schedule.get("lastScheduleTime")),
-                    output.moment(schedule.get("nextScheduleTime")),
+                    output.when(schedule.get("lastScheduleTime")),
+                    output.when(schedule.get("nextScheduleTime")),
                     schedule["destination"],
                 )
                 for schedule in schedules

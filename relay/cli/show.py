@@ -3,7 +3,7 @@
 from base64 import b64decode
 from collections.abc import Mapping
 
-from relay.cli.document import Document
+from relay.cli.document import Document, strange
 from relay.cli.output import Output, printable
 
 
@@ -20,17 +20,18 @@ def show_message(output: Output, message: Document) -> None:
     _show_body(output, "body", message, "body", "bodyBase64")
 
 
-def show_dead_letter(output: Output, letter: Document, error: str) -> None:
-    """`error` is what its last attempt died of, if that was no answer."""
+def show_dead_letter(output: Output, letter: Document) -> None:
     output.details(
         [
             ("dead letter", letter["dlqId"]),
             ("message", letter["messageId"]),
             ("destination", f"{letter['method']} {letter['url']}"),
             ("published", output.moment(letter["createdAt"])),
+            ("failed", output.moment(failed_at(letter))),
             *_terms(letter),
-            ("last answer", answered(letter["responseStatus"])),
-            ("last error", error),
+            # The API says 0 when none arrived.
+            ("last answer", str(letter["responseStatus"] or "none")),
+            ("last error", letter.get("error", "")),
             *_headers("answer header", letter.get("responseHeader")),
         ]
     )
@@ -65,9 +66,18 @@ def schedule_state(schedule: Document) -> str:
     return "failing" if schedule.get("error") else "active"
 
 
-def answered(status: int) -> str:
-    """The status of a last answer; the API says 0 when none arrived."""
-    return str(status) if status else "none"
+def failed_at(letter: Document) -> int:
+    """The instant (Unix ms) in its id, `<Unix ms>-<number>`: nothing else of a dead letter tells when it failed."""
+    at = str(letter["dlqId"]).partition("-")[0]
+    if not (at.isascii() and at.isdigit()):
+        raise strange("with a dead letter whose id has no time in it")
+    return int(at)
+
+
+def reason(letter: Document) -> str:
+    """Why a dead letter failed, in a few words."""
+    answered = f"answered {letter['responseStatus']}" if letter["responseStatus"] else ""
+    return ", ".join(part for part in (answered, letter.get("error", "")) if part)
 
 
 def _delayed(output: Output, message: Document) -> str:

@@ -3,7 +3,8 @@
 A report is an ordinary message, with an id, a log, retries and a signature of its own. It brings along nothing of
 the message it is about but the number of its retries, unless it has its own, and what must not be shown: labels,
 deduplication, the door the other came through and its forwarded headers stay behind. It has further callbacks only
-when its own settings name them.
+when its own settings name them. It waits in no queue, but a message in a queue keeps its lane until its callbacks
+are finished, which `lane_of` says; callbacks of callbacks keep nobody waiting.
 
 Rules of the QStash documentation: the callback follows every attempt; the failure callback follows the last one of
 a message that has failed for good, once, and names the dead letter that is left of it.
@@ -82,6 +83,7 @@ def _report(callback: Callback, source: Message, body: bytes, *, at: int, next_i
         callback=callback.callback,
         failure_callback=callback.failure_callback,
         redaction=_redaction(source.redaction),
+        lane_of=None if source.origin.queue is None else source.id,
     )
 
 

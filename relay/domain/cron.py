@@ -295,7 +295,7 @@ def _fields(text: str, expression: str) -> list[str]:
     fields = expression.upper().split()
     if len(fields) != len(_FIELDS):
         raise ValueError(
-            f"{quoted(text)} has {len(fields)} fields instead of five:"
+            f"{quoted(text)} has {len(fields)} field{'' if len(fields) == 1 else 's'} instead of five:"
             " minute, hour, day of month, month, day of week"
         )
     return fields

@@ -103,6 +103,8 @@ class Message(Struct, frozen=True, kw_only=True):
     failure_callback: Callback | None = None
     redaction: Redaction | None = None
     dedup_key: bytes | None = None
+    #: The message this is a callback of, if that has a lane of a queue: which is not free before this is finished.
+    lane_of: MessageId | None = None
 
 
 def explicit_dedup_key(deduplication_id: str, endpoint_url: str | None = None) -> bytes:

@@ -27,6 +27,11 @@ class Limits(Struct, frozen=True, kw_only=True):
     max_url_groups: int = 1_000
     #: Endpoints of one URL group. A publish to it is stored once for each of them.
     max_endpoints: int = 100
+    max_queues: int = 10_000
+    #: Lanes of one queue.
+    max_queue_parallelism: int = 1_000
+    #: Attempts in flight at once.
+    max_parallelism: int = 1_000
     max_labels: int = 20
     #: Characters of one label.
     max_label_length: int = 256

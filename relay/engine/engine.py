@@ -6,7 +6,7 @@ lease runs out and any claim takes it over, so the endpoint may see it a second 
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -14,7 +14,10 @@ from msgspec.structs import replace
 from relay.clock import Clock
 from relay.domain.delivery import Attempt, Claim, Lease, Settlement, is_last_chance, lost, released, settle
 from relay.domain.errors import Unavailable
+from relay.domain.fairness import Crowd, crowd_of
+from relay.domain.gates import is_gated
 from relay.domain.message import Message, MessageId, TenantId
+from relay.engine.room import Room
 from relay.engine.settler import Settler, bytes_of
 from relay.ids import Ids, text_of
 from relay.log import Log
@@ -31,16 +34,22 @@ _CLAIM_BATCH = 500
 _GATHER_MS = 3
 _ERROR_PAUSE_MS = 250
 _IN_OTHER_HANDS_MS = 20
+#: What is due may have its share of the room: then it is the end of an attempt that wakes the loop.
+_PASSED_OVER_MS = 250
 #: Deliveries on their last chance are attempted one at a time. The others come back after this, one by one.
 _LAST_CHANCE_TAKEN_MS = 5_000
 _LAST_CHANCES_APART_MS = 1_000
 #: When a delivery that could not be signed, because storage did not answer, is due again.
 _POSTPONED_PAUSE_MS = 1_000
+#: When a message that has a lane of its queue tries again, because its host has its share of the room.
+_QUEUED_PAUSE_MS = 1_000
 #: Bookkeeping of one claim besides its body, for the byte budget.
 _CLAIM_OVERHEAD_BYTES = 2_048
 #: After the deadline of a shutdown, how long storage has to take back what was cut short.
 _HAND_BACK_MS = 5_000
 _NEVER_MS = 10**12
+#: How much of what is due is looked through at once for more of a crowd that exceeds its share.
+_SIFTED = 5_000
 #: How much of a failed attempt's answer is kept in history and with a dead letter.
 KEPT_ANSWER_BYTES = 64 << 10
 
@@ -83,10 +92,11 @@ class EngineSettings(Protocol):
 class _Flight:
     """A claim this process is working on."""
 
-    __slots__ = ("attempt", "claim", "leased_until")
+    __slots__ = ("attempt", "claim", "crowd", "leased_until")
 
-    def __init__(self, claim: Claim, leased_until: int, attempt: asyncio.Task[None]) -> None:
+    def __init__(self, claim: Claim, crowd: Crowd, leased_until: int, attempt: asyncio.Task[None]) -> None:
         self.claim = claim
+        self.crowd = crowd
         self.leased_until = leased_until
         self.attempt = attempt
 
@@ -117,8 +127,11 @@ class Engine:
         self._settler = Settler(storage, clock=clock, log=log, metrics=metrics, settled=self._free)
         #: By message and claim number: a delivery taken over from ourselves, after a long stop, is two flights.
         self._flights: dict[tuple[MessageId, int], _Flight] = {}
-        self._bytes = 0
-        self._reserved = 0
+        self._room = Room(slots=settings.max_in_flight, max_bytes=settings.max_in_flight_bytes)
+        #: Crowds that have their share of the room were passed over: more can be taken when something ends.
+        self._passed_over = False
+        #: How often something ended: whether more may be taken than when storage was asked.
+        self._endings = 0
         #: Something due is left in storage: new messages queue up behind it instead of overtaking.
         self._behind = True
         self._draining = False
@@ -129,6 +142,8 @@ class Engine:
         self._emptied.set()
         self._sleeping_until = 0
         self.last_progress_at = clock.now()
+        #: Whether storage has answered a claim since the start.
+        self.has_looked = False
         storage.on_work(self.wake)
 
     # --- the way in -------------------------------------------------------------------------------------------
@@ -139,13 +154,8 @@ class Engine:
         The inserting transaction leases them, so nothing that was just written is read back. Raises
         `Unavailable` when storage cannot commit; then nothing was accepted.
         """
-        terms = None
-        if not self._behind and not self._draining:
-            limit = min(self._room(), len(messages))
-            if limit > 0:
-                terms = ClaimTerms(limit=limit, lease_ms=self._settings.lease_ms)
-                self._reserve(limit)
         now = self._clock.now()
+        terms = self._terms_for(messages, now)
         try:
             published = await self._storage.publish(messages, now=now, claim=terms)
             for claim in published.claims:
@@ -184,13 +194,20 @@ class Engine:
                 continue
             now = self._clock.now()
             limit = min(room, _CLAIM_BATCH)
+            terms = ClaimTerms(
+                limit=limit,
+                lease_ms=self._settings.lease_ms,
+                max_bytes=self._room.bytes_left,
+                shares=self._room.shares(),
+            )
+            endings = self._endings
             self._reserve(limit)
             try:
-                claimed = await self._storage.claim(
-                    ClaimTerms(limit=limit, lease_ms=self._settings.lease_ms, max_bytes=self._bytes_left()),
-                    now=now,
-                )
-                self._take(claimed.claims, now)
+                claimed = await self._storage.claim(terms, now=now)
+                # What was reserved is what is about to be taken: it must not count against anybody's share.
+                self._room.give_back(limit)
+                limit = 0
+                await self._set_aside(self._take(claimed.claims, now), now)
             except Unavailable as reason:
                 self._metrics.storage_errors.labels("claim").inc()
                 self._log.warning("engine.waiting", reason=str(reason))
@@ -198,11 +215,14 @@ class Engine:
                 continue
             finally:
                 self._give_back(limit)
+            self.has_looked = True
+            self._passed_over = claimed.passed_over
             next_at = claimed.next_due_at or now + _POLL_MS
             self._behind = next_at <= now and bool(claimed.claims)
-            if not self._behind:
+            if not self._behind and not (claimed.passed_over and self._endings > endings):
                 # Due, and yet not ours: another process has it in hand at this very moment.
-                look_at = next_at if next_at > now else now + _IN_OTHER_HANDS_MS
+                pause_ms = _PASSED_OVER_MS if claimed.passed_over else _IN_OTHER_HANDS_MS
+                look_at = next_at if next_at > now else now + pause_ms
                 await self._sleep(min(look_at, now + _POLL_MS))
 
     async def settle_loop(self) -> None:
@@ -224,14 +244,7 @@ class Engine:
             ]
             if not ageing:
                 continue
-            leases = [
-                Lease(
-                    tenant=flight.claim.message.tenant,
-                    message_id=flight.claim.message.id,
-                    claim_no=flight.claim.claim_no,
-                )
-                for flight in ageing
-            ]
+            leases = [_lease_of(flight.claim) for flight in ageing]
             try:
                 refused = set(await self._storage.renew(leases, until=now + lease_ms))
             except Unavailable as reason:
@@ -270,8 +283,37 @@ class Engine:
 
     # --- one attempt ------------------------------------------------------------------------------------------
 
-    def _take(self, claims: Sequence[Claim], now: int) -> None:
-        """Start what was claimed, but of those on their last chance only one at a time.
+    def _terms_for(self, messages: Sequence[Message], now: int) -> ClaimTerms | None:
+        """How much of a publish can be started at once, whose slots are reserved, and which of the messages are to
+        wait in their crowds because those have their share of the room."""
+        if self._draining:
+            return None
+        limit = 0
+        free = 0 if self._behind else self._room.free
+        aside: set[MessageId] = set()
+        #: How many more of each crowd may start; None when only the others keep it out.
+        left: dict[Crowd, int | None] = {}
+        for message in messages:
+            if message.not_before > now or is_gated(message):
+                continue
+            crowd = crowd_of(message)
+            if crowd not in left:
+                left[crowd] = self._room.left_for(crowd) or (0 if self._room.holds(crowd) else None)
+            share = left[crowd]
+            if share:
+                left[crowd] = share - 1
+                limit += limit < free
+            elif share == 0:
+                aside.add(message.id)
+        if not limit and not aside:
+            return None
+        self._reserve(limit)
+        return ClaimTerms(limit=limit, lease_ms=self._settings.lease_ms, aside=aside)
+
+    def _take(self, claims: Sequence[Claim], now: int) -> Mapping[Crowd, Sequence[Claim]]:
+        """Start what was claimed, as far as the shares of the crowds allow; the rest is returned.
+
+        Of those on their last chance only one is started at a time.
 
         Who dies of a message takes everything in flight along, time after time. Before that is held against a
         delivery it is attempted without another suspect beside it, so that a message that kills its worker takes no
@@ -280,13 +322,47 @@ class Engine:
         self._metrics.lost_leases.inc(sum(1 for claim in claims if claim.lost_leases))
         taken = any(map(is_last_chance, claims)) and self._suspects() > 0
         due_at = now + _LAST_CHANCE_TAKEN_MS
+        surplus: dict[Crowd, list[Claim]] = {}
         for claim in claims:
+            crowd = crowd_of(claim.message)
             if taken and is_last_chance(claim):
                 self._start(claim, now, postponed_to=due_at)
                 due_at += _LAST_CHANCES_APART_MS
-            else:
+            elif claim.message.flow or not self._room.holds(crowd) or self._room.left_for(crowd):
+                # Who has the permit of a key uses it now: it counts from now.
                 taken = taken or is_last_chance(claim)
                 self._start(claim, now)
+            elif is_gated(claim.message):
+                self._start(claim, now, postponed_to=now + _QUEUED_PAUSE_MS)
+            else:
+                surplus.setdefault(crowd, []).append(claim)
+        return surplus
+
+    async def _set_aside(self, surplus: Mapping[Crowd, Sequence[Claim]], now: int) -> None:
+        """Let what exceeds the share of its crowd wait there, and with it what else of the crowd is next in line.
+
+        What cannot be moved is handed back like anything that cannot be attempted now.
+        """
+        if not surplus:
+            return
+        claims = [claim for claims in surplus.values() for claim in claims]
+        # For a drain to wait for.
+        self._reserve(1)
+        try:
+            stayed = await self._storage.set_aside(
+                {crowd: [_lease_of(claim) for claim in claims] for crowd, claims in surplus.items()},
+                now=now,
+                limit=_SIFTED,
+            )
+        except Unavailable as reason:
+            self._metrics.storage_errors.labels("set_aside").inc()
+            self._log.warning("crowds.not_set_aside", count=len(claims), reason=str(reason))
+            stayed = [claim.message.id for claim in claims]
+        finally:
+            self._give_back(1)
+        for claim in claims if stayed else ():
+            if claim.message.id in stayed:
+                self._start(claim, now, postponed_to=now)
 
     def _suspects(self) -> int:
         return sum(1 for flight in self._flights.values() if is_last_chance(flight.claim))
@@ -301,10 +377,12 @@ class Engine:
         message = claim.message
         if self._cutting_short:
             postponed_to = now
-        self._bytes += len(message.request.body) + _CLAIM_OVERHEAD_BYTES
+        crowd = crowd_of(message)
+        self._room.enter(crowd, _bytes_of(claim))
         self._emptied.clear()
         self._flights[message.id, claim.claim_no] = _Flight(
             claim,
+            crowd,
             now + self._settings.lease_ms,
             asyncio.get_running_loop().create_task(
                 self._attempt(claim) if postponed_to is None else self._postpone(claim, postponed_to)
@@ -312,11 +390,8 @@ class Engine:
         )
 
     async def _postpone(self, claim: Claim, due_at: int) -> None:
-        settlement = released(claim, now=self._clock.now(), due_at=due_at)
-        self._bytes += bytes_of(settlement)
         self._log.info("delivery.postponed", message=text_of("msg_", claim.message.id), due_at=due_at)
-        self._settler.put(settlement)
-        self._report(settlement)
+        self._put(released(claim, now=self._clock.now(), due_at=due_at))
 
     async def _attempt(self, claim: Claim) -> None:
         """Build, send, decide, hand over. Nothing that goes wrong in here can leave the message without a
@@ -342,8 +417,11 @@ class Engine:
                 error=f"the relay could not make this request: {type(bug).__name__}",
             )
             settlement = self._decide(claim, attempt)
-        # The answer and the callbacks are held in memory until they are in storage.
-        self._bytes += bytes_of(settlement)
+        self._put(settlement)
+
+    def _put(self, settlement: Settlement) -> None:
+        """Hand over what came of an attempt; the answer and the callbacks are held until they are in storage."""
+        self._room.grow(crowd_of(settlement.claim.message), bytes_of(settlement))
         self._settler.put(settlement)
         self._report(settlement)
 
@@ -403,40 +481,34 @@ class Engine:
         """The settlements are in storage (or refused): their slots are free."""
         for settlement in batch:
             claim = settlement.claim
-            del self._flights[claim.message.id, claim.claim_no]
-            self._bytes -= len(claim.message.request.body) + _CLAIM_OVERHEAD_BYTES
-            self._bytes -= bytes_of(settlement)
+            flight = self._flights.pop((claim.message.id, claim.claim_no))
+            self._room.leave(flight.crowd, _bytes_of(claim) + bytes_of(settlement))
+        self._endings += 1
+        if self._passed_over:
+            self._wake.set()
         self._see_whether_empty()
         self._slots_freed.set()
 
+    # --- room -------------------------------------------------------------------------------------------------
+
     def _reserve(self, slots: int) -> None:
         """Slots for what storage is about to hand over; a drain waits for it like for what is in flight."""
-        self._reserved += slots
+        self._room.reserve(slots)
         self._emptied.clear()
 
     def _give_back(self, slots: int) -> None:
-        self._reserved -= slots
+        self._room.give_back(slots)
         self._see_whether_empty()
         self._slots_freed.set()
 
     def _see_whether_empty(self) -> None:
-        if not self._flights and not self._reserved:
+        if self._room.is_empty:
             self._emptied.set()
-
-    # --- room -------------------------------------------------------------------------------------------------
-
-    def _room(self) -> int:
-        """How many more deliveries may be taken now, by slots and by bytes."""
-        slots = self._settings.max_in_flight - len(self._flights) - self._reserved
-        return max(0, slots) if self._bytes_left() > 0 else 0
-
-    def _bytes_left(self) -> int:
-        return self._settings.max_in_flight_bytes - self._bytes
 
     async def _wait_for_room(self) -> int:
         """Room for a batch worth a transaction; after `_GATHER_MS`, or when no more will come, for anything."""
         worth = max(1, min(_CLAIM_BATCH, self._settings.max_in_flight) // 4)
-        room = self._room()
+        room = self._room.free
         if room >= worth:
             return room
         gather_until = self._clock.now() + _GATHER_MS
@@ -445,7 +517,7 @@ class Engine:
             freed = await self._clock.wait(
                 self._slots_freed, gather_until if room else self._clock.now() + _POLL_MS
             )
-            room = self._room()
+            room = self._room.free
             if not freed:
                 break
         return room
@@ -454,3 +526,12 @@ class Engine:
         self._sleeping_until = until
         await self._clock.wait(self._wake, until)
         self._sleeping_until = 0
+
+
+def _lease_of(claim: Claim) -> Lease:
+    message = claim.message
+    return Lease(tenant=message.tenant, message_id=message.id, claim_no=claim.claim_no)
+
+
+def _bytes_of(claim: Claim) -> int:
+    return len(claim.message.request.body) + _CLAIM_OVERHEAD_BYTES

@@ -53,11 +53,12 @@ class Service:
             "claim loop": self._engine.last_progress_at,
             "scheduler": self._scheduler.last_progress_at,
         }
-        return [
+        stuck = [
             f"the {name} has made no progress for {(now - at) // 1000} seconds"
             for name, at in marks.items()
             if now - at > _STUCK_MS
         ]
+        return stuck if self._engine.has_looked else ["the engine has not seen yet what is due", *stuck]
 
     async def stop(self, until: int) -> None:
         """Claim and fire nothing more, let deliveries finish until the instant `until`, hand the rest back.

@@ -27,7 +27,7 @@ from relay.wire.settings import FIELD_NAME, READERS, SETTINGS, AboveLimitError, 
 from relay.wire.target import parse_url
 
 #: What this version has no delivery for; its headers are refused. Take a word out when it is delivered.
-NOT_OFFERED = frozenset({"flow control", "queues", "workflows"})
+NOT_OFFERED = frozenset({"workflows"})
 
 #: Characters of all header fields that go out with a message: common servers refuse more.
 MAX_FORWARDED_LENGTH = 64 << 10
@@ -183,7 +183,7 @@ def parse_group_headers(
 # --- which header means what
 
 
-_FEATURES = {setting.name.lower(): setting.feature for setting in SETTINGS}
+_NAMES = frozenset(setting.name.lower() for setting in SETTINGS)
 _DEFAULT_RETRIES = RetryPolicy().max_retries
 
 # What a header is to us. Plain numbers: these are compared for every header of every publish.
@@ -199,8 +199,8 @@ def _meaning_of(name: str) -> tuple[int, str, str | None]:
     if FIELD_NAME.fullmatch(name) is None:
         raise ValueError("is not the name of a header")
     key = name.lower()
-    if key in _FEATURES:
-        return _SETTING, key, _FEATURES[key]
+    if key in _NAMES:
+        return _SETTING, key, None
     if key.startswith("relay-"):
         raise ValueError("is not a header the relay knows")
     if key.startswith("upstash-"):

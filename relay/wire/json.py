@@ -1,4 +1,4 @@
-"""Messages, dead letters, log entries, schedules and URL groups as JSON objects.
+"""Messages, dead letters, log entries, schedules, queues, flow-control keys and URL groups as JSON objects.
 
 The rule of the API: what does not apply is absent, never null, 0 or "". Clients test for the presence of keys.
 Bytes that are not UTF-8, wherever they turn up, must not stop an answer: in a body they are shown in base64, in a
@@ -14,6 +14,7 @@ from relay.domain.dead_letter import DeadLetter
 from relay.domain.delivery import State
 from relay.domain.event import Event
 from relay.domain.fields import readable, values_by_name
+from relay.domain.gates import Gate, window_count
 from relay.domain.message import (
     Callback,
     FlowControl,
@@ -27,7 +28,7 @@ from relay.domain.url_group import Endpoint, UrlGroup
 from relay.ids import dead_letter_text, text_of
 from relay.wire.cursor import Cursor, log_cursor
 from relay.wire.selection import Page
-from storage.protocol import Receipt, ScheduleView
+from storage.protocol import FlowKey, Receipt, ScheduleView
 
 Json = dict[str, Any]
 
@@ -74,11 +75,12 @@ def message_json(message: Message) -> Json:
 
 
 def dead_letter_json(dead_letter: DeadLetter) -> Json:
-    """The message with its last attempt; a `responseStatus` of 0 says that there was no answer."""
+    """The message with its last attempt; a `responseStatus` of 0 says that there was no answer, `error` why."""
     attempt = dead_letter.attempt
     shown = message_json(dead_letter.message)
     shown["dlqId"] = dead_letter_text(dead_letter.id)
     shown["responseStatus"] = attempt.status or 0
+    _put(shown, "error", attempt.error and readable(attempt.error))
     _put(shown, "responseHeader", _headers(attempt.headers, _NO_REDACTION))
     if attempt.body:
         text = _utf8(attempt.body)
@@ -180,6 +182,36 @@ def schedule_json(view: ScheduleView) -> Json:
     )
     _put(shown, "error", schedule.error and readable(schedule.error))
     return shown
+
+
+def queue_json(queue: Gate) -> Json:
+    """Every member, always."""
+    return {
+        "name": queue.name,
+        "createdAt": queue.created_at,
+        "updatedAt": queue.updated_at,
+        "parallelism": queue.parallelism,
+        "lag": queue.members,
+        "paused": queue.paused,
+    }
+
+
+def flow_key_json(key: FlowKey, *, now: int) -> Json:
+    """Every member, always: here 0 says that a limit is not set. Periods and their starts are in seconds."""
+    gate = key.gate
+    return {
+        "flowControlKey": gate.name,
+        "waitListSize": key.waiting,
+        "parallelismMax": gate.parallelism or 0,
+        "parallelismCount": gate.held,
+        "rateMax": gate.rate or 0,
+        "rateCount": window_count(gate, now),
+        "ratePeriod": 0 if gate.rate is None else gate.period_ms // 1000,
+        "ratePeriodStart": (gate.window_at or 0) // 1000,
+        "isPaused": gate.paused,
+        "isPinnedParallelism": gate.parallelism_pinned,
+        "isPinnedRate": gate.rate_pinned,
+    }
 
 
 # --- log entries

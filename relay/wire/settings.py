@@ -11,7 +11,7 @@ from typing import TypeVar
 from msgspec import Struct
 
 from relay.domain.cron import Cron
-from relay.domain.duration import parse_duration
+from relay.domain.duration import format_duration, parse_duration
 from relay.domain.errors import quoted
 from relay.domain.expression import RetryDelay
 from relay.domain.message import METHODS, FlowControl, Redaction
@@ -25,7 +25,7 @@ MAX_FLOW_KEY_LENGTH = 1024
 #: What may be the name of a header field.
 FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
-_MAX_FLOW_LIMIT = (1 << 31) - 1
+MAX_FLOW_LIMIT = (1 << 31) - 1
 _NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_NAME_LENGTH}}}")
 _UNIX_SECONDS = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,18}))?")
 _REDACTED_HEADER = re.compile(r"headers?\[([^\[\]]*)\]", re.IGNORECASE)
@@ -91,7 +91,7 @@ def _timeout(terms: Terms, value: str, context: Context) -> None:
         raise ValueError("must be longer than nothing")
     if terms.timeout_ms > context.limits.max_timeout_ms:
         raise AboveLimitError(
-            f"{quoted(value)} is above the maximum of {context.limits.max_timeout_ms // 1000}s"
+            f"{quoted(value)} is above the maximum of {format_duration(context.limits.max_timeout_ms)}"
         )
 
 
@@ -112,7 +112,7 @@ def _delay(terms: Terms, value: str, context: Context) -> None:
     terms.delay_ms = parse_duration(value)
     if terms.delay_ms > context.limits.max_delay_ms:
         raise AboveLimitError(
-            f"{quoted(value)} is above the maximum of {context.limits.max_delay_ms // 1000}s"
+            f"{quoted(value)} is above the maximum of {format_duration(context.limits.max_delay_ms)}"
         )
 
 
@@ -124,7 +124,7 @@ def _not_before(terms: Terms, value: str, context: Context) -> None:
     terms.not_before = int(seconds) * 1000 + int((fraction + "000")[:3])
     if terms.not_before - context.now > context.limits.max_delay_ms:
         raise AboveLimitError(
-            f"{quoted(value)} is more than the maximum of {context.limits.max_delay_ms // 1000}s from now"
+            f"{quoted(value)} is more than the maximum of {format_duration(context.limits.max_delay_ms)} from now"
         )
 
 
@@ -208,8 +208,8 @@ def _flow_limit(members: dict[str, str], name: str) -> int | None:
     text = members.get(name)
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) <= 10 and 1 <= int(text) <= _MAX_FLOW_LIMIT):
-        raise ValueError(f"has a {name}, {quoted(text)}, that is not a number from 1 to {_MAX_FLOW_LIMIT}")
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and 1 <= int(text) <= MAX_FLOW_LIMIT):
+        raise ValueError(f"has a {name}, {quoted(text)}, that is not a number from 1 to {MAX_FLOW_LIMIT}")
     return int(text)
 
 
@@ -270,12 +270,11 @@ _ON_NEW_MESSAGES = _ON_MESSAGES - {Door.RETRY}
 
 
 class Setting(Struct, frozen=True):
-    """A header with a value of its own: `read` raises ValueError with the problem; `feature` may not be offered."""
+    """A header with a value of its own: `read` raises ValueError with the problem."""
 
     name: str
     read: _Read
     doors: Collection[Door]
-    feature: str | None = None
 
 
 SETTINGS = (
@@ -291,11 +290,11 @@ SETTINGS = (
     Setting("Upstash-Label", _label, _ON_MESSAGES),
     Setting("Upstash-Redact-Fields", _redact_fields, _ON_MESSAGES),
     Setting("Upstash-Header-Forward", _header_forward, _ON_NEW_MESSAGES),
-    Setting("Upstash-Flow-Control-Key", _flow_control_key, _ANYWHERE, "flow control"),
-    Setting("Upstash-Flow-Control-Value", _flow_control_value, _ANYWHERE, "flow control"),
+    Setting("Upstash-Flow-Control-Key", _flow_control_key, _ANYWHERE),
+    Setting("Upstash-Flow-Control-Value", _flow_control_value, _ANYWHERE),
     Setting("Upstash-Callback", _callback_url, _ANYWHERE),
     Setting("Upstash-Failure-Callback", _failure_callback_url, _ANYWHERE),
-    Setting("Upstash-Queue-Name", _queue_name, {Door.SCHEDULE}, "queues"),
+    Setting("Upstash-Queue-Name", _queue_name, {Door.SCHEDULE}),
     Setting("Upstash-Cron", _cron, {Door.SCHEDULE}),
     Setting("Upstash-Schedule-Id", _schedule_id, {Door.SCHEDULE}),
     Setting("Relay-Schedule-Catch-Up", _catch_up, {Door.SCHEDULE}),

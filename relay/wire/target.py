@@ -84,6 +84,24 @@ def split_target(raw: str, prefix: str) -> Target:
     return Target(destination=found.destination, kind=found.kind, config=query.config, token=query.token)
 
 
+def split_queue(raw: str, prefix: str) -> tuple[str, str]:
+    """The queue named by the first segment behind `prefix` ("/v2/enqueue/"), and the prefix with that segment:
+    what stands before the destination. Raises `Invalid`."""
+    if not raw.startswith("/"):
+        raw = _ORIGIN.sub("", raw, count=1)
+    segment = raw.removeprefix(prefix).partition("/")[0]
+    return queue_name(_decoded(segment, "queueName")), f"{prefix}{segment}/"
+
+
+def queue_name(text: str, field: str = "queueName") -> str:
+    """The name itself; raises `Invalid` for one that no queue can have."""
+    if _NAME.fullmatch(text) is None:
+        raise Invalid(
+            field, f"{quoted(text)} must be 1 to {MAX_NAME_LENGTH} of the characters A-Z a-z 0-9 . _ -"
+        )
+    return text
+
+
 def split_query(raw_query: str) -> Query:
     """Takes `qstash_token` and the `upstash-*` parameters out of a raw query. Raises `Invalid`."""
     rest: list[str] = []

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from relay.clock import SharedClock
+from relay.domain.errors import Unavailable
 from storage.protocol import CannotOpen
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ async def open_postgres(
     reached.
     """
     try:
+        from storage.postgres.driver import target_of
         from storage.postgres.storage import opened
     except ModuleNotFoundError as missing:
         if missing.name != "asyncpg":
@@ -29,4 +31,9 @@ async def open_postgres(
         raise CannotOpen(
             "PostgreSQL needs a driver that is not installed: pip install 'relay-http[postgres]'"
         ) from None
-    return await opened(url, clock=clock or SharedClock(), migrate=migrate)
+    target = target_of(url)
+    try:
+        return await opened(target, clock=clock or SharedClock(), migrate=migrate)
+    except (CannotOpen, Unavailable) as problem:
+        # Whoever starts the relay is told which database it is; publishers, later, are not.
+        raise type(problem)(f"{target.shown}: {problem}") from problem

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from relay.domain.errors import Unavailable
 from storage.protocol import CannotOpen
+from storage.sql.script import Collision
 
 #: What 14 has and 13 has not: multi-host URLs that find the primary, and vacuum that keeps up with a queue.
 _OLDEST = 14
@@ -274,6 +275,8 @@ def state_of(error: BaseException | None) -> str:
 
 def is_collision(error: BaseException) -> bool:
     """Deadlock or serialization failure: the same transaction, repeated, goes through."""
+    if isinstance(error, Collision):
+        return True
     return isinstance(error, Unavailable) and state_of(error.__cause__) in ("40001", "40P01")
 
 

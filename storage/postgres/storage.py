@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 from relay.clock import SharedClock
@@ -10,6 +10,8 @@ from relay.domain.dead_letter import DeadLetter, DeadLetterId
 from relay.domain.delivery import Lease, Settlement, released
 from relay.domain.errors import Unavailable
 from relay.domain.event import Event
+from relay.domain.fairness import Crowd
+from relay.domain.gates import Gate, GateChange, GateKind, is_gated, moves_gates
 from relay.domain.message import Headers, Message, MessageId, TenantId
 from relay.domain.schedule import Run, Schedule
 from relay.domain.selection import Order, Selection
@@ -19,7 +21,7 @@ from relay.ids import Ids, random_name
 from storage.codec import Row
 from storage.postgres import nodes, schema, work
 from storage.postgres.connections import Pool, Server, run, transaction
-from storage.postgres.driver import Connection, Session, target_of
+from storage.postgres.driver import Connection, Session, Target
 from storage.postgres.horizon import Horizon
 from storage.postgres.lane import Lane, Work
 from storage.postgres.nodes import Node
@@ -31,13 +33,15 @@ from storage.protocol import (
     ClaimTerms,
     DueSchedule,
     Firing,
+    FlowKey,
     Page,
     Published,
     Retention,
     ScheduleView,
     Stats,
 )
-from storage.sql import archive, cancel, catalog, schedules, transfer, url_groups
+from storage.sql import archive, cancel, catalog, gates, schedules, transfer, url_groups
+from storage.sql.gates import LONGEST_LEASE_MS
 from storage.sql.road import Acceptance, cost_of_messages, cost_of_settlements
 from storage.sql.script import Query, Script, slices
 
@@ -58,14 +62,15 @@ _SKEW_MS = 30_000
 _FOLD_ROWS = 1_000
 _FOLD_AT_ONCE = 20_000
 
+#: New gates get numbers after those that were carried here.
+_NUMBER_ON = "SELECT setval(pg_get_serial_sequence('gates', 'id'), max(id)) FROM gates"
 _NOT_HANDED_BACK = "claims nobody waited for could not be handed back: %s"
 
 _log = logging.getLogger("relay.storage")
 
 
-async def opened(url: str, *, clock: SharedClock, migrate: bool) -> "PostgresStorage":
+async def opened(target: Target, *, clock: SharedClock, migrate: bool) -> "PostgresStorage":
     """See `storage.postgres.open_postgres`."""
-    target = target_of(url)
     server = Server(target)
     connection = await server.connect(_OPENING)
     try:
@@ -115,6 +120,13 @@ class PostgresStorage:
         self._settlements: Lane[Sequence[Settlement], Sequence[MessageId]] = Lane(
             server, _HOT, Work(road.settle, road.settle_alone)
         )
+        #: What has a gate may have to wait for another process that has it in hand: nothing else does.
+        self._gated_publishes: Lane[Acceptance, Published] = Lane(
+            server, _HOT, Work(road.publish, road.publish_again), orphaned=self._hand_back
+        )
+        self._gated_settlements: Lane[Sequence[Settlement], Sequence[MessageId]] = Lane(
+            server, _HOT, Work(road.settle, road.settle_alone)
+        )
         self._claims: Lane[Claiming, Claimed] = Lane(
             server,
             _HOT,
@@ -155,9 +167,9 @@ class PostgresStorage:
         # Taken now, and not when a connection is to be had: a claim that waits beside it, and may find these
         # messages, takes its own later.
         positions = [self._positions.next(now) for _ in messages]
-        return await self._publishes.submit(
-            Acceptance(messages, now, claim, positions), cost_of_messages(messages)
-        )
+        gated = (claim is not None and claim.aside) or any(map(is_gated, messages))
+        lane = self._gated_publishes if gated else self._publishes
+        return await lane.submit(Acceptance(messages, now, claim, positions), cost_of_messages(messages))
 
     async def cancel(
         self, tenant: TenantId, selection: Selection, *, limit: int | None, now: int
@@ -192,8 +204,10 @@ class PostgresStorage:
         self, tenant: TenantId, ids: Sequence[int], limit: int, now: int
     ) -> Sequence[MessageId]:
         async def bite(tx: Tx) -> Sequence[MessageId]:
+            await tx.run(gates.lock(await tx.run(cancel.members(tenant, ids)), {}))
             outcome = await tx.run(cancel.cancel(tenant, ids, limit=limit, now=now, position=tx.position))
             tx.live -= outcome.ended
+            tx.opens(outcome.opens_at, now)
             return outcome.ids
 
         return await self._change(bite)
@@ -206,10 +220,31 @@ class PostgresStorage:
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[MessageId]:
         self._watch.check()
-        return await self._settlements.submit(settlements, cost_of_settlements(settlements))
+        gated = [one for one in settlements if _passes_gates(one)]
+        if not gated:
+            return await self._settlements.submit(settlements, cost_of_settlements(settlements))
+        if len(gated) == len(settlements):
+            return await self._gated_settlements.submit(settlements, cost_of_settlements(settlements))
+        plain = [one for one in settlements if not _passes_gates(one)]
+        answers = await asyncio.gather(
+            self._settlements.submit(plain, cost_of_settlements(plain)),
+            self._gated_settlements.submit(gated, cost_of_settlements(gated)),
+            return_exceptions=True,
+        )
+        refused: list[MessageId] = []
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+            refused += answer
+        return refused
 
     async def renew(self, leases: Sequence[Lease], *, until: int) -> Sequence[MessageId]:
         return await self._renewals.use(lambda connection: self._road.renew(connection, leases, until))
+
+    async def set_aside(
+        self, surplus: Mapping[Crowd, Sequence[Lease]], *, now: int, limit: int
+    ) -> Sequence[MessageId]:
+        return await self._change(lambda tx: work.set_aside(tx, surplus, now, limit))
 
     def on_work(self, wake: Callable[[int], None]) -> None:
         self._wakes.append(wake)
@@ -301,6 +336,54 @@ class PostgresStorage:
 
     async def delete_url_group(self, tenant: TenantId, name: str) -> bool:
         return await self._write(lambda: url_groups.delete_url_group(tenant, name))
+
+    # Gates
+
+    async def change_gate(
+        self,
+        tenant: TenantId,
+        kind: GateKind,
+        name: str,
+        change: GateChange,
+        *,
+        create: bool,
+        limit: int | None = None,
+        now: int,
+    ) -> bool:
+        async def write(tx: Tx) -> bool:
+            if limit is not None:
+                # Two that are new must not both be the last one within the limit.
+                await self._lock(tx, schema.QUEUES)
+            done, opens_at = await tx.run(
+                gates.change(tenant, kind, name, change, create=create, limit=limit, now=now)
+            )
+            tx.opens(opens_at, now)
+            return done
+
+        return await self._change(write)
+
+    async def delete_queue(self, tenant: TenantId, name: str, *, now: int) -> bool:
+        gate = await self._write(lambda: gates.retire(tenant, name, now))
+        if gate is None:
+            return False
+        while ids := await self._lookups.read(lambda: gates.stragglers(gate, limit=cancel.BITE)):
+            await self._cancel(tenant, ids, len(ids), now)
+        return True
+
+    async def queue(self, tenant: TenantId, name: str) -> Gate | None:
+        return await self._lookups.read(lambda: gates.queue(tenant, name))
+
+    async def queues(self, tenant: TenantId) -> Sequence[Gate]:
+        return await self._searches.read(lambda: gates.queues(tenant))
+
+    async def flow_key(self, tenant: TenantId, name: str, *, now: int) -> FlowKey | None:
+        return await self._lookups.read(lambda: gates.flow_key(tenant, name, now))
+
+    async def flow_keys(self, tenant: TenantId, *, search: str, limit: int, now: int) -> Sequence[FlowKey]:
+        return await self._searches.read(lambda: gates.flow_keys(tenant, search, limit=limit, now=now))
+
+    async def in_flight(self, tenant: TenantId, *, now: int) -> int:
+        return await self._searches.read(lambda: gates.in_flight(tenant, until=now + LONGEST_LEASE_MS))
 
     # Catalog
 
@@ -400,7 +483,14 @@ class PostgresStorage:
             tx.dead_letters -= removed.dead_letters
             return removed.rows
 
-        return await self._change(prune)
+        removed = await self._change(prune)
+        left = await self._lookups.read(gates.retired)
+        if left is None:
+            return removed
+        # Whoever deleted this queue was interrupted.
+        gate, tenant = left
+        ids = await self._lookups.read(lambda: gates.stragglers(gate, limit=min(limit, cancel.BITE)))
+        return removed + len(await self._cancel(tenant, ids, len(ids), now))
 
     async def stats(self) -> Stats:
         live, dead_letters, rows, oldest_due_at = await self._lookups.read(_depths)
@@ -425,6 +515,8 @@ class PostgresStorage:
             added = await tx.run(transfer.write(table, rows))
             tx.live += added if table == "deliveries" else 0
             tx.dead_letters += added if table == "dead_letters" else 0
+            if table == "gates":
+                await tx.rows(_NUMBER_ON)
 
         await self._transfers.use(lambda connection: self._transactions.run(connection, write))
 
@@ -451,8 +543,8 @@ class PostgresStorage:
         if self._closed:
             return
         self._closed = True
-        await asyncio.gather(self._publishes.close(), self._claims.close())
-        await self._settlements.close()
+        await asyncio.gather(self._publishes.close(), self._gated_publishes.close(), self._claims.close())
+        await asyncio.gather(self._settlements.close(), self._gated_settlements.close())
         await self._watch.close()
         try:
             await self._changes.use(lambda connection: nodes.leave(connection, self._node))
@@ -490,17 +582,26 @@ class PostgresStorage:
     def _hand_back(self, result: Published | Claimed) -> None:
         """Whoever asked for claims has gone: hand them back instead of letting their leases run out.
 
-        Closing closes the lane of settlements last, so that what was being claimed then comes back as well.
+        Closing closes the lanes of settlements last, so that what was being claimed then comes back as well.
         """
-        if not result.claims:
-            return
         back: Sequence[Settlement] = [released(one, now=one.claimed_at) for one in result.claims]
-        try:
-            future = self._settlements.submit(back)
-        except Unavailable as problem:
-            _log.warning(_NOT_HANDED_BACK, problem)
-        else:
-            future.add_done_callback(_report)
+        # Here, too, nothing without a gate waits for something that has one.
+        for lane, part in (
+            (self._settlements, [one for one in back if not _passes_gates(one)]),
+            (self._gated_settlements, [one for one in back if _passes_gates(one)]),
+        ):
+            if not part:
+                continue
+            try:
+                future = lane.submit(part)
+            except Unavailable as problem:
+                _log.warning(_NOT_HANDED_BACK, problem)
+            else:
+                future.add_done_callback(_report)
+
+
+def _passes_gates(settlement: Settlement) -> bool:
+    return moves_gates(settlement.claim.message) or any(map(is_gated, settlement.publishes))
 
 
 def _report(future: "asyncio.Future[Sequence[MessageId]]") -> None:

@@ -19,7 +19,7 @@ LEDGER = "INSERT INTO depths (live, dead_letters) VALUES ($1, $2)"
 class Tx:
     """One attempt at one transaction: made anew when it has to be repeated."""
 
-    __slots__ = ("_connection", "_positions", "dead_letters", "due_at", "live", "soon")
+    __slots__ = ("_connection", "_positions", "dead_letters", "due_at", "live", "opens_at", "soon")
 
     def __init__(self, connection: Connection, positions: Ids) -> None:
         self._connection = connection
@@ -27,6 +27,7 @@ class Tx:
         self.live = 0
         self.dead_letters = 0
         self.due_at: int | None = None
+        self.opens_at: int | None = None
         self.soon = False
 
     async def rows(self, text: str, *values: Any) -> Any:
@@ -41,6 +42,12 @@ class Tx:
         """The next position of history: ever growing in this process; node numbers tell it from those of others."""
         return self._positions.next(at)
 
+    def opens(self, at: int | None, now: int) -> None:
+        """A gate opens then; None: none does."""
+        if at is not None:
+            self.opens_at = at if self.opens_at is None else min(at, self.opens_at)
+            self.due(at, now)
+
     def due(self, at: int, now: int) -> None:
         """Something that nobody holds is due then."""
         self.soon = self.soon or at - now <= _SOON_MS
@@ -49,11 +56,15 @@ class Tx:
 
 
 class Transactions:
-    """Runs transactions. `due` hears after each commit what it made due, and whether that is soon."""
+    """Runs transactions. `due` hears after each commit what it made due, and whether that is soon.
+
+    `opens_at` is when the next gate opens, as far as this process knows: claims find out how it really is.
+    """
 
     def __init__(self, positions: Ids, due: Callable[[int, bool], None]) -> None:
         self._positions = positions
         self._due = due
+        self.opens_at: int | None = None
 
     async def run(self, connection: Connection, work: Callable[[Tx], Awaitable[T]]) -> T:
         """Begin, work, commit; repeated when it collides with another. All of it happens or nothing."""
@@ -76,6 +87,16 @@ class Transactions:
         self.committed(tx)
         return result
 
+    def tell(self, due_at: int) -> None:
+        """Something that nobody holds has been due since then, and this process does not take it."""
+        self._due(due_at, True)
+
+    def opens(self, at: int | None) -> None:
+        """A gate opens then; None: none does."""
+        if at is not None:
+            self.opens_at = at if self.opens_at is None else min(at, self.opens_at)
+
     def committed(self, tx: Tx) -> None:
+        self.opens(tx.opens_at)
         if tx.due_at is not None:
             self._due(tx.due_at, tx.soon)

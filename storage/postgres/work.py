@@ -4,16 +4,20 @@ Each is one statement where it can be and one short transaction otherwise, so a 
 it; what that means for the road of a message is said at each. Isolation is READ COMMITTED: whatever a statement
 changes it changes on a condition, and the rows it answers tell what held.
 
-Locks are taken in one order everywhere, so that no two transactions wait for each other: a schedule, then
-deliveries by (tenant, id), then dedup keys by (tenant, key). Claims wait for nobody: they pass over what is locked.
+Locks are taken in one order everywhere, so that no two transactions wait for each other: a schedule or dead
+letters, then gates as `storage.sql.gates` says, then deliveries by (tenant, id), then dedup keys by (tenant, key).
+Claims wait for nobody: they pass over what is locked, deliveries and gates.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from relay.domain.delivery import Change, Claim, Lease, Settlement
-from relay.domain.message import Message, MessageId
+from relay.domain.errors import Unavailable
+from relay.domain.fairness import Crowd
+from relay.domain.gates import Gate, GateKind, is_gated, moves_gates
+from relay.domain.message import Message, MessageId, TenantId
 from storage.codec import (
     ACTIVE,
     CREATED,
@@ -36,7 +40,9 @@ from storage.postgres.driver import Connection
 from storage.postgres.horizon import Horizon
 from storage.postgres.tx import Transactions, Tx
 from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Published, Receipt
-from storage.sql.road import LOST, Acceptance, Identity, canceled, distinct, stopped
+from storage.sql import crowds, gates
+from storage.sql.gates import Member, Rest, Waiter, rest_of
+from storage.sql.road import LOST, NO_TERMS, Acceptance, Identity, canceled, distinct, left, stopped
 
 _NO_LIMIT = (1 << 62) - 1
 
@@ -123,14 +129,17 @@ _FREE_KEYS = f"""
 """
 
 #: $1 now, $2 limit, $3 end of the lease, $4 positions, $5 bytes, $6 where to begin. One row too many is looked at:
-#: it tells when to come again. What is beyond the bytes is let go by the commit.
+#: it tells when to come again. What is beyond the bytes is let go by the commit. Who was lost with the permit of a
+#: key needs another one: those are only named.
+_OPENING = "SELECT opens_at FROM gates WHERE opens_at IS NOT NULL ORDER BY opens_at LIMIT 1"
 _CLAIM = f"""
     WITH due AS MATERIALIZED (
-        SELECT tenant, id, state, due_at FROM deliveries
+        SELECT tenant, id, state, due_at, cancel_requested FROM deliveries
         WHERE due_at BETWEEN $6 AND $1 ORDER BY due_at, id LIMIT $2::bigint + 1 FOR UPDATE SKIP LOCKED
     ),
     seen AS MATERIALIZED (
         SELECT due.tenant AS d_tenant, due.id AS d_id, due.state AS was, due.due_at AS was_due_at, {MESSAGE_READ},
+            due.state = {ACTIVE} AND due.cancel_requested = 0 AND m.flow_key IS NOT NULL AS lost,
             row_number() OVER o AS n,
             coalesce(
                 sum(octet_length(m.body)) OVER (o ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0
@@ -143,7 +152,7 @@ _CLAIM = f"""
         SET state = {ACTIVE}, claim_no = d.claim_no + 1, claimed_at = $1, due_at = $3,
             lost_leases = d.lost_leases + (d.state = {ACTIVE})::integer
         FROM seen m
-        WHERE d.tenant = m.d_tenant AND d.id = m.d_id AND m.n <= $2 AND m.bytes_before < $5
+        WHERE d.tenant = m.d_tenant AND d.id = m.d_id AND m.n <= $2 AND m.bytes_before < $5 AND NOT m.lost
         RETURNING m.n, m.was, d.tenant AS d_tenant, d.id AS d_id, d.retried, d.claim_no, d.lost_leases,
             d.cancel_requested, {MESSAGE_READ}
     ),
@@ -153,18 +162,42 @@ _CLAIM = f"""
             CASE WHEN was = {ACTIVE} THEN '{LOST}' END
         FROM taken WHERE cancel_requested = 0
     )
-    SELECT edge.at, taken.*
+    SELECT edge.*, taken.*
     FROM (
         SELECT coalesce(
-            (SELECT min(was_due_at) FROM seen WHERE n > $2 OR bytes_before >= $5),
+            (SELECT min(was_due_at) FROM seen WHERE n > $2 OR bytes_before >= $5 OR lost),
             least(
                 (SELECT due_at FROM deliveries WHERE due_at > $1 ORDER BY due_at LIMIT 1),
                 (SELECT $3::bigint FROM taken LIMIT 1)
             )
-        ) AS at
+        ) AS at, ({_OPENING}) AS opens_at,
+        (SELECT array_agg(d_tenant ORDER BY n) FROM seen WHERE lost AND n <= $2) AS lost_tenants,
+        (SELECT array_agg(d_id ORDER BY n) FROM seen WHERE lost AND n <= $2) AS lost_ids
     ) edge LEFT JOIN taken ON true ORDER BY taken.n
 """
+#: Where it is asked whether a delivery is to be cancelled, among the columns of a claim.
+_CANCEL_REQUESTED = 11
 _EDGE = "SELECT due_at FROM deliveries WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1"
+
+_DUE_COUNT = (
+    "SELECT count(*), min(due_at) FROM"
+    " (SELECT due_at FROM deliveries WHERE due_at BETWEEN $1 AND $2 ORDER BY due_at LIMIT $3) d"
+)
+#: Leases who has passed: $3 now, $4 end of the lease. Rows like those of `_CLAIM`.
+_ADMIT = f"""
+    WITH taken AS (
+        UPDATE deliveries d
+        SET state = {ACTIVE}, claim_no = d.claim_no + 1, claimed_at = $3, due_at = $4
+        FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS j (tenant, id, n)
+        WHERE d.tenant = j.tenant AND d.id = j.id
+        RETURNING j.n, d.tenant AS d_tenant, d.id AS d_id, d.retried, d.claim_no, d.lost_leases
+    )
+    SELECT NULL, NULL, NULL, NULL, t.n, NULL, t.d_tenant, t.d_id, t.retried, t.claim_no, t.lost_leases, 0,
+        {MESSAGE_READ}
+    FROM taken t LEFT JOIN messages m ON m.id = t.d_id ORDER BY t.n
+"""
+_STARTED = "tenant, position, at, change, message_id, retried, error"
+_ADD_STARTED = _insert("events", _STARTED)
 
 _SUCCESS = "tenant, id, claim_no, position, at, retried, duration_ms, status"
 #: The common end: what was asked of a delivery in flight does not matter any more, the endpoint has acted.
@@ -222,6 +255,18 @@ class _Plan(NamedTuple):
     answers: Sequence[Published]
     messages: Sequence[Message]
     births: Sequence[Row]
+    gated: Sequence[tuple[Message, int]]
+    crowded: Sequence[tuple[Message, int]]
+
+
+class _Admitted(NamedTuple):
+    """Who passes the gates that are open, since when others are due who got a lane, whether a crowd was passed
+    over, and what may be claimed besides."""
+
+    claims: Sequence[Claim]
+    lanes_at: int | None
+    passed_over: bool
+    rest: Claiming
 
 
 class Road:
@@ -238,7 +283,10 @@ class Road:
         before, nothing was promised; killed after, everything that was promised is there. What is handed out
         at once is under a lease from the start, so that it is found again if this process dies with it.
         """
-        if any(message.dedup_key is not None for call in calls for message in call.messages):
+        messages = [message for call in calls for message in call.messages]
+        if any(message.dedup_key is not None or is_gated(message) for message in messages) or any(
+            call.terms is not None and call.terms.aside for call in calls
+        ):
             return await self._transactions.run(connection, lambda tx: accept(tx, calls))
         return await self._transactions.at_once(connection, lambda tx: _write(tx, _plan(tx, calls, {})))
 
@@ -259,36 +307,92 @@ class Road:
         return [await self.claim_alone(connection, call) for call in calls]
 
     async def claim_alone(self, connection: Connection, call: Claiming) -> Claimed:
-        """Lease the oldest of what is due; leases that ran out are in the same range of the same index.
+        """Lease the oldest of what is due; leases that ran out are in the same range of the same index. Before
+        that, let pass whom an open gate lets pass.
 
         The claim is durable before anyone acts on it. Killed with it in hand, the lease runs out and whoever
-        claims then knows (`lost_leases`) that the endpoint may have seen the message.
+        claims then knows (`lost_leases`) that the endpoint may have seen the message. What passes a gate is leased
+        in a commit of its own. Without gates it is one statement, which also tells whether a gate is open: so one
+        that was opened elsewhere comes second, but never later than that.
         """
+        claims: list[Claim] = []
+        now = call.now
+        served = passed_over = False
+        lanes_at: int | None = None
+        try:
+            while True:
+                if self._open(call):
+                    served = True
+                    admitted, lanes_at, passed_over, call = await self._pass(connection, call)
+                    claims += admitted
+                due, next_due_at, call = await self._claim_due(connection, call)
+                claims = [*due, *claims]
+                if served or not self._open(call):
+                    break
+        except Unavailable as problem:
+            if not claims:
+                raise
+            # What is leased already is not left to its lease.
+            _log.warning("not all that is due could be claimed: %s", problem)
+            next_due_at = now
+        if lanes_at is not None and next_due_at is not None and next_due_at <= now:
+            self._transactions.tell(lanes_at)
+        return Claimed(claims=claims, next_due_at=next_due_at, passed_over=passed_over)
 
+    def _open(self, call: Claiming) -> bool:
+        opens_at = self._transactions.opens_at
+        return opens_at is not None and opens_at <= call.now and call.terms.limit > 0
+
+    async def _pass(self, connection: Connection, call: Claiming) -> "_Admitted":
+        begin = self._horizon.begin(call.now)
+        admitted = await self._transactions.run(connection, lambda tx: _admit(tx, call, begin))
+        if admitted.lanes_at is not None:
+            self._horizon.hear(admitted.lanes_at)
+        return admitted
+
+    async def _claim_due(
+        self, connection: Connection, call: Claiming
+    ) -> tuple[Sequence[Claim], int | None, Claiming]:
+        """What is due, when to come again, and what may be claimed besides."""
         terms, now = call
-        abandoned: list[Claim] = []
         limit = max(0, terms.limit)
         max_bytes = _NO_LIMIT if terms.max_bytes is None else max(1, terms.max_bytes)
         begin = self._horizon.begin(now)
+        # Gates that this process opens meanwhile count from now on.
+        self._transactions.opens_at = None
 
-        async def claim(tx: Tx) -> Claimed:
+        async def claim(tx: Tx) -> Sequence[Row]:
             positions = [tx.position(now) for _ in range(limit)]
-            rows = await tx.rows(_CLAIM, now, limit, now + terms.lease_ms, positions, max_bytes, begin)
-            claims: list[Claim] = []
-            for row in rows:
-                one = _claim_of(row, now)
-                if one is not None:
-                    (abandoned if row[8] else claims).append(one)
-            next_due_at: int | None = rows[0][0]
-            self._horizon.seen(now if next_due_at is None else min(next_due_at, now), now)
-            return Claimed(claims=claims, next_due_at=next_due_at)
+            rows: Sequence[Row] = await tx.rows(
+                _CLAIM, now, limit, now + terms.lease_ms, positions, max_bytes, begin
+            )
+            return rows
 
-        claimed = await self._transactions.at_once(connection, claim)
-        if not abandoned:
-            return claimed
-        await self.settle(connection, [[stopped(one, now) for one in abandoned]])
-        edge = await connection.rows(_EDGE)
-        return Claimed(claims=claimed.claims, next_due_at=edge[0][0] if edge else None)
+        rows = await self._transactions.at_once(connection, claim)
+        next_due_at, opens_at, lost_tenants, lost_ids = rows[0][:4]
+        self._horizon.seen(now if next_due_at is None else min(next_due_at, now), now)
+        self._transactions.opens(opens_at)
+        abandoned: list[Claim] = []
+        claims: list[Claim] = []
+        for row in rows:
+            one = _claim_of(row, now)
+            if one is not None:
+                (abandoned if row[_CANCEL_REQUESTED] else claims).append(one)
+        if abandoned or lost_ids:
+            try:
+                if lost_ids:
+                    lost = list(zip(lost_tenants, lost_ids, strict=True))
+                    await self._transactions.run(connection, lambda tx: _put_back(tx, lost, now))
+                if abandoned:
+                    await self.settle(connection, [[stopped(one, now) for one in abandoned]])
+                edge = await connection.rows(_EDGE)
+                next_due_at = edge[0][0] if edge else None
+            except Unavailable as problem:
+                if not claims:
+                    raise
+                _log.warning("lost attempts could not be put back: %s", problem)
+                next_due_at = now
+        return claims, _earliest(next_due_at, self._transactions.opens_at), _rest(call, claims)
 
     async def settle(
         self, connection: Connection, calls: Sequence[Sequence[Settlement]]
@@ -300,7 +404,10 @@ class Road:
         """
         refused: list[list[MessageId]] = [[] for _ in calls]
         fresh = distinct(calls, refused)
-        if all(one.change is Change.DELIVERED and not one.publishes for _, one in fresh.values()):
+        if all(
+            one.change is Change.DELIVERED and not one.publishes and not moves_gates(one.claim.message)
+            for _, one in fresh.values()
+        ):
             held = await self._transactions.at_once(connection, lambda tx: _deliver(tx, fresh))
         else:
             held = await self._transactions.run(connection, lambda tx: _settle(tx, fresh))
@@ -327,7 +434,24 @@ async def accept(
     tx: Tx, calls: Sequence[Acceptance], *, stored: frozenset[int] = frozenset()
 ) -> Sequence[Published]:
     """Accept inside an open transaction. Messages in `stored` are there already and only get their receipt."""
-    return await _write(tx, _plan(tx, calls, await _take_keys(tx, calls, stored), stored))
+    arrivals = [
+        (message, call.now)
+        for call in calls
+        for message in call.messages
+        if message.id not in stored and is_gated(message)
+    ]
+    crowded = [
+        (message, call.now)
+        for call in calls
+        for message in call.messages
+        if call.terms is not None and message.id in call.terms.aside and message.id not in stored
+    ]
+    keys = {**gates.keys_in(arrivals), **crowds.keys_in(crowded)}
+    made = await tx.run(gates.lock((), keys)) if keys else ()
+    answers = await _write(tx, _plan(tx, calls, await _take_keys(tx, calls, stored), stored))
+    if made:
+        await tx.run(gates.unmake(made))
+    return answers
 
 
 async def _take_keys(
@@ -359,11 +483,13 @@ def _plan(
 ) -> _Plan:
     messages: list[Message] = []
     births: list[Row] = []
+    gated: list[tuple[Message, int]] = []
+    crowded: list[tuple[Message, int]] = []
     answers = []
     for accepted, now, terms, positions in calls:
         receipts = []
         claims: list[Claim] = []
-        room, lease_ms = (0, 0) if terms is None else (terms.limit, terms.lease_ms)
+        terms = terms or NO_TERMS
         for number, message in enumerate(accepted):
             id_ = message.id
             key = message.dedup_key
@@ -379,9 +505,17 @@ def _plan(
             receipts.append(Receipt(message_id=id_))
             messages.append(message)
             due_at = message.not_before
-            if due_at <= now and len(claims) < room:
+            if is_gated(message):
+                gated.append((message, now))
+                stand: Row = (CREATED, None, 0, None)
+                change, next_at = Change.CREATED, due_at if due_at > now else None
+            elif due_at <= now and id_ in terms.aside:
+                crowded.append((message, now))
+                stand = (CREATED, None, 0, None)
+                change, next_at = Change.CREATED, None
+            elif due_at <= now and len(claims) < terms.limit:
                 claims.append(Claim(message=message, claim_no=1, claimed_at=now))
-                stand: Row = (ACTIVE, now + lease_ms, 1, now)
+                stand = (ACTIVE, now + terms.lease_ms, 1, now)
                 change, next_at = Change.STARTED_AT_ONCE, None
             else:
                 tx.due(due_at, now)
@@ -390,7 +524,7 @@ def _plan(
             position = tx.position(now) if positions is None else positions[number]
             births.append((id_, message.tenant, *stand, position, now, change.value, next_at))
         answers.append(Published(receipts=receipts, claims=claims))
-    return _Plan(answers, messages, births)
+    return _Plan(answers, messages, births, gated, crowded)
 
 
 async def _write(tx: Tx, plan: _Plan) -> Sequence[Published]:
@@ -408,12 +542,16 @@ async def _write(tx: Tx, plan: _Plan) -> Sequence[Published]:
             (message.tenant, label, message.id) for message in messages for label in set(message.labels)
         ]
         await tx.rows(_PUBLISH_FULL, *births, len(messages), *_arrays(rows, _FULL), *_arrays(labels, _LABEL))
+    if plan.gated:
+        tx.opens(await tx.run(gates.accept(plan.gated)), max(now for _, now in plan.gated))
+    if plan.crowded:
+        tx.opens(await tx.run(crowds.accept(plan.crowded)), max(now for _, now in plan.crowded))
     return plan.answers
 
 
 def _claim_of(row: Row, now: int) -> Claim | None:
     """From a row of _CLAIM; None for the row without a delivery, and for a message that cannot be read."""
-    _, n, _, tenant, id_, retried, claim_no, lost_leases, _, *content = row
+    _, _, _, _, n, _, tenant, id_, retried, claim_no, lost_leases, _, *content = row
     if n is None:
         return None
     try:
@@ -423,6 +561,81 @@ def _claim_of(row: Row, now: int) -> Claim | None:
         _log.exception("message %s of tenant %s cannot be read", id_, tenant)
         return None
     return Claim(message=message, claim_no=claim_no, claimed_at=now, retried=retried, lost_leases=lost_leases)
+
+
+async def set_aside(
+    tx: Tx, surplus: Mapping[Crowd, Sequence[Lease]], now: int, limit: int
+) -> Sequence[MessageId]:
+    """Let leased deliveries, and others like them, wait in their crowds; the ids of those that stay as they are.
+
+    Killed before the commit, their leases run out; killed after it, any claim finds them in their crowds.
+    """
+    stayed, opens_at = await tx.run(crowds.set_aside(surplus, now=now, limit=limit))
+    tx.opens(opens_at, now)
+    return stayed
+
+
+async def _admit(tx: Tx, call: Claiming, begin: int) -> _Admitted:
+    """Inside a transaction: give lanes and permits, lease who has a permit. As in `storage.sqlite.work`."""
+    terms, now = call
+    queues = await tx.run(gates.open_gates(GateKind.QUEUE, now))
+    lanes_at = await tx.run(gates.give_lanes(queues, now)) if queues else None
+    keys = await tx.run(gates.open_gates(GateKind.FLOW, now))
+    waiting: Sequence[tuple[Gate, int]] = ()
+    passed_over = False
+    if terms.shares is not None:
+        waiting, passed_over = await tx.run(crowds.open_crowds(terms.shares, now))
+    if not keys and not waiting:
+        return _Admitted((), lanes_at, passed_over, call)
+    if lanes_at is not None:
+        begin = min(begin, lanes_at)
+    due, oldest = (await tx.rows(_DUE_COUNT, begin, now, terms.limit))[0]
+    room = max(terms.limit - due, terms.limit // 2)
+    if room == 0 and (await tx.run(gates.next_opening()) or now) <= oldest:
+        room = 1
+    passing: list[Waiter] = []
+    if keys:
+        for_keys = room - room // 2 if waiting else room
+        passing += await tx.run(gates.give_permits(keys, room=for_keys, max_bytes=terms.max_bytes, now=now))
+    rest = left(terms, [one.size for one in passing])
+    room -= len(passing)
+    if waiting and rest.limit and room > 0:
+        passing += await tx.run(crowds.let_in(waiting, room=room, max_bytes=rest.max_bytes, now=now))
+    if not passing:
+        return _Admitted((), lanes_at, passed_over, call)
+    rows = await tx.rows(
+        _ADMIT, [one.tenant for one in passing], [one.id for one in passing], now, now + terms.lease_ms
+    )
+    claims = [claim for row in rows if (claim := _claim_of(row, now)) is not None]
+    started = [
+        (
+            claim.message.tenant,
+            tx.position(now),
+            now,
+            Change.STARTED.value,
+            claim.message.id,
+            claim.retried,
+            LOST if claim.lost_leases and claim.message.flow is not None else None,
+        )
+        for claim in claims
+    ]
+    await tx.rows(_ADD_STARTED, *_arrays(started, _STARTED))
+    return _Admitted(claims, lanes_at, passed_over, _rest(call, claims))
+
+
+async def _put_back(tx: Tx, lost: Sequence[tuple[TenantId, int]], now: int) -> None:
+    """Attempts whose lease ran out give the permits of their keys back and stand in line again."""
+    await tx.run(gates.back_in_line(lost, now))
+    tx.opens(await tx.run(gates.next_opening()), now)
+
+
+def _rest(call: Claiming, claims: Sequence[Claim]) -> Claiming:
+    """What may be claimed when these are."""
+    return Claiming(left(call.terms, [len(claim.message.request.body) for claim in claims]), call.now)
+
+
+def _earliest(*instants: int | None) -> int | None:
+    return min((at for at in instants if at is not None), default=None)
 
 
 async def _deliver(tx: Tx, fresh: dict[Identity, tuple[int, Settlement]]) -> set[Identity]:
@@ -441,6 +654,16 @@ async def _deliver(tx: Tx, fresh: dict[Identity, tuple[int, Settlement]]) -> set
 async def _settle(tx: Tx, fresh: dict[Identity, tuple[int, Settlement]]) -> set[Identity]:
     """Settle whatever there is; the claims that were held."""
     identities = sorted(fresh)
+    members = []
+    for tenant, id_, claim_no in identities:
+        message = fresh[tenant, id_, claim_no][1].claim.message
+        if is_gated(message):
+            members.append((tenant, id_))
+        if message.lane_of is not None:
+            members.append((tenant, message.lane_of))
+    arrivals = [(message, one.at) for _, one in fresh.values() for message in one.publishes]
+    keys = gates.keys_in(arrivals)
+    made = await tx.run(gates.lock(members, keys)) if members or keys else ()
     held = {
         (tenant, id_, claim_no): cancel_requested
         for tenant, id_, claim_no, cancel_requested in await tx.rows(_HOLD, *_arrays(identities, _IDENTITY))
@@ -451,6 +674,8 @@ async def _settle(tx: Tx, fresh: dict[Identity, tuple[int, Settlement]]) -> set[
         if identity in held
     ]
     await _apply(tx, good)
+    if made:
+        await tx.run(gates.unmake(made))
     return set(held)
 
 
@@ -462,21 +687,28 @@ async def _apply(tx: Tx, settlements: Sequence[Settlement]) -> None:
     dead_letters: list[Row] = []
     freed: list[tuple[int, bytes, int]] = []
     followers: list[Acceptance] = []
+    rests: list[Rest] = []
+    reported: list[Member] = []
     for settlement in settlements:
         change = settlement.change
         one = settlement.claim
         message = one.message
         tenant, id_, at, due_at = message.tenant, message.id, settlement.at, settlement.due_at
+        wakes_at = due_at if message.flow is None else None
+        if is_gated(message):
+            rests.append(rest_of(settlement))
         if change in FINAL_CHANGES:
             ended.append((tenant, id_))
+            if message.lane_of is not None:
+                reported.append((tenant, message.lane_of))
         elif change is Change.RELEASED:
             # Nothing was attempted: no retry counted, no lost lease forgiven, nothing to tell.
             state = CREATED if one.retried == 0 else RETRY
-            kept.append((tenant, id_, state, due_at, one.retried, one.lost_leases))
+            kept.append((tenant, id_, state, wakes_at, one.retried, one.lost_leases))
         else:
-            kept.append((tenant, id_, RETRY, due_at, one.retried + 1, 0))
-        if due_at is not None:
-            tx.due(due_at, at)
+            kept.append((tenant, id_, RETRY, wakes_at, one.retried + 1, 0))
+        if wakes_at is not None:
+            tx.due(wakes_at, at)
         if settlement.publishes:
             followers.append(Acceptance(settlement.publishes, at, None))
         attempt = settlement.attempt
@@ -517,6 +749,9 @@ async def _apply(tx: Tx, settlements: Sequence[Settlement]) -> None:
     ):
         if rows:
             await tx.rows(text, *_arrays(rows, columns))
+    if rests or reported:
+        now = max(one.at for one in settlements)
+        tx.opens(await tx.run(gates.settled(rests, reported, now)), now)
     tx.live -= len(ended)
     tx.dead_letters += len(dead_letters)
     if followers:

@@ -22,6 +22,7 @@ from storage.codec import (
     message_of,
 )
 from storage.protocol import Retention
+from storage.sql import gates
 from storage.sql.schedules import remember_outcomes
 from storage.sql.script import Parameters, Query, Script, slices
 from storage.sql.selection import changes_of, conditions, instants, narrow, storable_number
@@ -229,7 +230,9 @@ def prune(retention: Retention, *, now: int, limit: int) -> Script[Removed]:
         """,
         (retention.events_before, max(0, limit - rows)),
     )
-    return Removed(rows + len(gone), dead)
+    rows += len(gone)
+    rows += yield from gates.forget(now, limit=max(0, limit - rows))
+    return Removed(rows, dead)
 
 
 def _prune_events(tenant: int, before: int, limit: int) -> Script[int]:

@@ -6,7 +6,8 @@ from typing import NamedTuple
 from relay.domain.delivery import Change
 from relay.domain.message import MessageId, TenantId
 from relay.domain.selection import Selection
-from storage.codec import ACTIVE
+from storage.codec import ACTIVE, lane_of
+from storage.sql import gates
 from storage.sql.script import Bulk, Parameters, Query, Script, marks, write
 from storage.sql.selection import conditions, instants, narrow
 
@@ -17,10 +18,12 @@ _EVENTS = Bulk("INSERT INTO events (tenant, position, at, change, message_id, re
 
 
 class Cancelled(NamedTuple):
-    """`ids` count as cancelled; `ended` of them were waiting and are gone."""
+    """`ids` count as cancelled; `ended` of them were waiting and are gone. At `opens_at` one of the gates that they
+    stood at or in may let others pass."""
 
     ids: Sequence[MessageId]
     ended: int
+    opens_at: int | None = None
 
 
 def newest(tenant: TenantId) -> Script[int]:
@@ -54,6 +57,18 @@ def selected(
     return [row[0] for row in rows]
 
 
+def members(tenant: TenantId, ids: Sequence[int]) -> Script[Sequence[gates.Member]]:
+    """Whose gates a cancellation of these changes: their own, and those of the messages they report on."""
+    bind = Parameters()
+    rows = yield Query(
+        f"SELECT terms FROM messages WHERE id IN {bind.several(ids)} AND tenant = {bind(tenant)}"
+        " AND terms IS NOT NULL",
+        bind.values,
+    )
+    lanes = (lane_of(row[0]) for row in rows)
+    return [(tenant, id_) for id_ in {*ids, *(lane for lane in lanes if lane is not None)}]
+
+
 def cancel(
     tenant: TenantId, ids: Sequence[int], *, limit: int, now: int, position: Callable[[int], int]
 ) -> Script[Cancelled]:
@@ -64,13 +79,14 @@ def cancel(
     bind = Parameters()
     rows = yield Query(
         f"""
-        SELECT d.id, d.state, d.retried, m.dedup_key
+        SELECT d.id, d.state, d.retried, m.dedup_key, m.terms
         FROM deliveries d LEFT JOIN messages m ON m.id = d.id
         WHERE d.tenant = {bind(tenant)} AND d.id IN {bind.several(ids)} AND d.cancel_requested = 0
         ORDER BY d.id LIMIT {bind(limit)} /*FOR UPDATE OF d*/
         """,
         bind.values,
     )
+    opens_at = None
     flying = [row[0] for row in rows if row[1] == ACTIVE]
     waiting = [row[0] for row in rows if row[1] != ACTIVE]
     if flying:
@@ -86,6 +102,10 @@ def cancel(
             f"DELETE FROM deliveries WHERE tenant = {bind(tenant)} AND id IN {bind.several(waiting)}",
             bind.values,
         )
+        reported = [
+            (tenant, lane) for row in rows if row[1] != ACTIVE and (lane := lane_of(row[4])) is not None
+        ]
+        opens_at = yield from gates.withdrawn(tenant, waiting, reported, now)
     for key, id_ in sorted((row[3], row[0]) for row in rows if row[3] is not None and row[1] != ACTIVE):
         yield Query(
             "DELETE FROM dedup WHERE tenant = ?1 AND key = ?2 AND message_id = ?3", (tenant, key, id_)
@@ -101,7 +121,7 @@ def cancel(
                 id_,
                 retried,
             )
-            for id_, state, retried, _ in rows
+            for id_, state, retried, *_ in rows
         ],
     )
-    return Cancelled([row[0] for row in rows], len(waiting))
+    return Cancelled([row[0] for row in rows], len(waiting), opens_at)

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from relay.domain.delivery import Attempt, Change, Claim, Settlement
 from relay.domain.message import Message, MessageId
 from storage.protocol import ClaimTerms
@@ -25,6 +27,19 @@ class Acceptance(NamedTuple):
     now: int
     terms: ClaimTerms | None
     positions: Sequence[int] | None = None
+
+
+#: Of a publish from which nothing is claimed.
+NO_TERMS = ClaimTerms(limit=0, lease_ms=0)
+
+
+def left(terms: ClaimTerms, sizes: Sequence[int]) -> ClaimTerms:
+    """The terms for what may be claimed besides deliveries with bodies of these sizes."""
+    limit, max_bytes = terms.limit - len(sizes), terms.max_bytes
+    if max_bytes is not None:
+        max_bytes -= sum(sizes)
+        limit = limit if max_bytes > 0 else 0
+    return replace(terms, limit=limit, max_bytes=max_bytes)
 
 
 def cost_of_messages(messages: Iterable[Message]) -> int:

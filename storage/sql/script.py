@@ -10,12 +10,20 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
+from relay.domain.errors import Unavailable
 from storage.codec import Row
 
 T = TypeVar("T")
 
 #: Rows in one statement: few sizes, so that every text stays prepared.
 CHUNKS = (64, 16, 4, 1)
+
+
+class Collision(Unavailable):
+    """What a transaction had looked up was gone when it came to lock it: repeated, it goes through."""
+
+    def __init__(self) -> None:
+        super().__init__("the database was asked for what is being deleted", retry_after_s=1)
 
 
 class Query(NamedTuple):
@@ -74,6 +82,14 @@ def marks(count: int) -> str:
 def write(bulk: Bulk, rows: Sequence[Row]) -> Script[None]:
     """Run a bulk statement over the rows, however many."""
     yield from bulk.queries(rows)
+
+
+def read(bulk: Bulk, rows: Sequence[Row]) -> Script[Sequence[Row]]:
+    """Run a bulk query over the rows; everything it answers."""
+    found: list[Row] = []
+    for query in bulk.queries(rows):
+        found += yield query
+    return found
 
 
 def slices(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -86,6 +86,29 @@ _TABLES = {
         weight="length(response_body)",
     ),
     "dedup": _Table(key=("tenant", "key"), rest=("message_id", "expires_at")),
+    "gates": _Table(
+        key=("id",),
+        rest=(
+            "tenant", "kind", "name", "created_at", "updated_at", "used_at", "parallelism", "rate", "period_ms",
+            "paused", "parallelism_pinned", "rate_pinned", "held", "window_at", "window_count", "members",
+            "accepted", "opens_at",
+        ),
+    ),
+    "gated": _Table(
+        key=("tenant", "id"),
+        rest=(
+            "queue",
+            "flow",
+            "crowd",
+            "seq",
+            "eligible_at",
+            "waits_at",
+            "place",
+            "callbacks",
+            "has_slot",
+            "finished",
+        ),
+    ),
     "deliveries": _Table(
         key=("tenant", "id"),
         rest=("state", "due_at", "retried", "claim_no", "lost_leases", "cancel_requested", "claimed_at"),

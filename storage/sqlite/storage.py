@@ -7,7 +7,7 @@ import logging
 import os
 import sqlite3
 import tempfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,8 @@ from relay.domain.dead_letter import DeadLetter, DeadLetterId
 from relay.domain.delivery import Lease, Settlement, released
 from relay.domain.errors import Unavailable
 from relay.domain.event import Event
+from relay.domain.fairness import Crowd
+from relay.domain.gates import Gate, GateChange, GateKind
 from relay.domain.message import Headers, Message, MessageId, TenantId
 from relay.domain.schedule import Run, Schedule
 from relay.domain.selection import Order, Selection
@@ -29,13 +31,15 @@ from storage.protocol import (
     ClaimTerms,
     DueSchedule,
     Firing,
+    FlowKey,
     Page,
     Published,
     Retention,
     ScheduleView,
     Stats,
 )
-from storage.sql import archive, cancel, catalog, schedules, transfer, url_groups
+from storage.sql import archive, cancel, catalog, gates, schedules, transfer, url_groups
+from storage.sql.gates import LONGEST_LEASE_MS
 from storage.sql.road import Acceptance, cost_of_messages, cost_of_settlements
 from storage.sql.script import Query, Script, slices
 from storage.sqlite import driver, work
@@ -93,8 +97,13 @@ async def open_sqlite(url: str, *, node: int = 0, migrate: bool = True) -> "Sqli
         if temporary is not None:
             temporary.cleanup()
         if isinstance(error, driver.Error):
-            raise driver.translated(error) from error
+            raise _about(path, driver.translated(error)) from error
         raise
+
+
+def _about(path: Path, problem: Exception) -> Exception:
+    """What whoever starts the relay is told; publishers later hear no path."""
+    return Unavailable(f"{path}: {problem}") if isinstance(problem, Unavailable) else problem
 
 
 class _Opened:
@@ -197,12 +206,14 @@ class SqliteStorage:
     async def _cancel(
         self, tenant: TenantId, ids: Sequence[int], limit: int, now: int
     ) -> Sequence[MessageId]:
-        def bite(tx: Tx) -> Sequence[MessageId]:
-            outcome = tx.run(cancel.cancel(tenant, ids, limit=limit, now=now, position=tx.position))
-            tx.live -= outcome.ended
-            return outcome.ids
+        return await self._call(lambda tx: self._cancel_in(tx, tenant, ids, limit, now))
 
-        return await self._call(bite)
+    @staticmethod
+    def _cancel_in(tx: Tx, tenant: TenantId, ids: Sequence[int], limit: int, now: int) -> Sequence[MessageId]:
+        outcome = tx.run(cancel.cancel(tenant, ids, limit=limit, now=now, position=tx.position))
+        tx.live -= outcome.ended
+        tx.due(outcome.opens_at)
+        return outcome.ids
 
     # Work
 
@@ -211,6 +222,11 @@ class SqliteStorage:
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[MessageId]:
         return await self._writer.submit(_SETTLE, settlements, cost_of_settlements(settlements))
+
+    async def set_aside(
+        self, surplus: Mapping[Crowd, Sequence[Lease]], *, now: int, limit: int
+    ) -> Sequence[MessageId]:
+        return await self._call(lambda tx: work.set_aside(tx, surplus, now, limit))
 
     async def renew(self, leases: Sequence[Lease], *, until: int) -> Sequence[MessageId]:
         return await self._call(lambda tx: work.renew(tx, leases, until))
@@ -291,6 +307,51 @@ class SqliteStorage:
 
     async def delete_url_group(self, tenant: TenantId, name: str) -> bool:
         return await self._write(lambda: url_groups.delete_url_group(tenant, name))
+
+    # Gates
+
+    async def change_gate(
+        self,
+        tenant: TenantId,
+        kind: GateKind,
+        name: str,
+        change: GateChange,
+        *,
+        create: bool,
+        limit: int | None = None,
+        now: int,
+    ) -> bool:
+        def write(tx: Tx) -> bool:
+            done, opens_at = tx.run(
+                gates.change(tenant, kind, name, change, create=create, limit=limit, now=now)
+            )
+            tx.due(opens_at)
+            return done
+
+        return await self._call(write)
+
+    async def delete_queue(self, tenant: TenantId, name: str, *, now: int) -> bool:
+        gate = await self._write(lambda: gates.retire(tenant, name, now))
+        if gate is None:
+            return False
+        while ids := await self._call(lambda tx: tx.run(gates.stragglers(gate, limit=cancel.BITE))):
+            await self._cancel(tenant, ids, len(ids), now)
+        return True
+
+    async def queue(self, tenant: TenantId, name: str) -> Gate | None:
+        return await self._lookups.run(gates.queue(tenant, name))
+
+    async def queues(self, tenant: TenantId) -> Sequence[Gate]:
+        return await self._searches.run(gates.queues(tenant))
+
+    async def flow_key(self, tenant: TenantId, name: str, *, now: int) -> FlowKey | None:
+        return await self._lookups.run(gates.flow_key(tenant, name, now))
+
+    async def flow_keys(self, tenant: TenantId, *, search: str, limit: int, now: int) -> Sequence[FlowKey]:
+        return await self._searches.run(gates.flow_keys(tenant, search, limit=limit, now=now))
+
+    async def in_flight(self, tenant: TenantId, *, now: int) -> int:
+        return await self._searches.run(gates.in_flight(tenant, until=now + LONGEST_LEASE_MS))
 
     # Catalog
 
@@ -385,7 +446,13 @@ class SqliteStorage:
         def prune(tx: Tx) -> int:
             removed = tx.run(archive.prune(retention, now=now, limit=limit))
             tx.dead_letters -= removed.dead_letters
-            return removed.rows
+            left = tx.run(gates.retired())
+            if left is None:
+                return removed.rows
+            # Whoever deleted this queue was interrupted.
+            gate, tenant = left
+            ids = tx.run(gates.stragglers(gate, limit=limit))
+            return removed.rows + len(self._cancel_in(tx, tenant, ids, len(ids), now))
 
         return await self._call(prune)
 

@@ -5,9 +5,11 @@ crash anywhere in one of them undoes all of it; what that means for the road of 
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from relay.domain.delivery import Change, Claim, Lease, Settlement
+from relay.domain.fairness import Crowd
+from relay.domain.gates import Gate, GateKind, is_gated
 from relay.domain.message import Message, MessageId
 from storage.codec import (
     ACTIVE,
@@ -27,7 +29,9 @@ from storage.codec import (
     storable,
 )
 from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Published, Receipt
-from storage.sql.road import LOST, Acceptance, Identity, canceled, distinct, stopped
+from storage.sql import crowds, gates
+from storage.sql.gates import Member, Rest, Waiter, rest_of
+from storage.sql.road import LOST, NO_TERMS, Acceptance, Identity, canceled, distinct, left, stopped
 from storage.sql.script import Bulk, Parameters, marks, slices
 from storage.sqlite.writer import Tx
 
@@ -94,6 +98,24 @@ _EXTEND_LEASES = Bulk(
     """) UPDATE deliveries SET due_at = j.due_at
     FROM j WHERE deliveries.tenant = j.tenant AND deliveries.id = j.id""",
 )
+_LEASE = Bulk(
+    "WITH j (tenant, id, claimed_at, due_at) AS (",
+    marks(4),
+    f""") UPDATE deliveries
+    SET state = {ACTIVE}, claim_no = claim_no + 1, claimed_at = j.claimed_at, due_at = j.due_at
+    FROM j WHERE deliveries.tenant = j.tenant AND deliveries.id = j.id""",
+)
+
+#: What a claim is made of.
+_CLAIMED = (
+    "d.tenant, d.id, d.state, d.retried, d.claim_no, d.lost_leases, d.cancel_requested, " + MESSAGE_READ
+)
+_CONTENT = Bulk(
+    "WITH k (tenant, id) AS (",
+    marks(2),
+    f""") SELECT {_CLAIMED} FROM k CROSS JOIN deliveries d LEFT JOIN messages m ON m.id = d.id
+    WHERE d.tenant = k.tenant AND d.id = k.id""",
+)
 
 _log = logging.getLogger("relay.storage")
 
@@ -115,11 +137,13 @@ def publish(
     waiting: list[Row] = []
     created_events: list[Row] = []
     delayed_events: list[Row] = []
+    gated: list[tuple[Message, int]] = []
+    crowded: list[tuple[Message, int]] = []
     answers = []
     for accepted, now, terms, _ in calls:
         receipts = []
         claims: list[Claim] = []
-        room, lease_ms = (0, 0) if terms is None else (terms.limit, terms.lease_ms)
+        terms = terms or NO_TERMS
         for message in accepted:
             id_ = message.id
             tenant = message.tenant
@@ -138,13 +162,24 @@ def publish(
             messages.append(message)
             due_at = message.not_before
             event = (tenant, tx.position(now), now, id_)
-            if due_at > now:
+            if is_gated(message):
+                gated.append((message, now))
+                waiting.append((tenant, id_, None))
+                if due_at > now:
+                    delayed_events.append((*event, due_at))
+                else:
+                    created_events.append(event)
+            elif due_at > now:
                 waiting.append((tenant, id_, due_at))
                 delayed_events.append((*event, due_at))
                 tx.due(due_at)
-            elif len(claims) < room:
+            elif id_ in terms.aside:
+                crowded.append((message, now))
+                waiting.append((tenant, id_, None))
+                created_events.append(event)
+            elif len(claims) < terms.limit:
                 claims.append(Claim(message=message, claim_no=1, claimed_at=now))
-                started.append((tenant, id_, now + lease_ms, now))
+                started.append((tenant, id_, now + terms.lease_ms, now))
                 started_events.append(event)
             else:
                 waiting.append((tenant, id_, due_at))
@@ -158,6 +193,10 @@ def publish(
     tx.write(_ADD_CREATED, created_events)
     tx.write(_ADD_DELAYED, delayed_events)
     tx.write(_PUT_DEDUP, taken)
+    if gated:
+        tx.due(tx.run(gates.accept(gated)))
+    if crowded:
+        tx.due(tx.run(crowds.accept(crowded)))
     tx.live += len(messages)
     return answers
 
@@ -177,12 +216,25 @@ def publish_again(tx: Tx, call: Acceptance) -> Published:
 
 
 def claim(tx: Tx, terms: ClaimTerms, now: int) -> Claimed:
-    """Lease the oldest of what is due; leases that ran out are in the same range of the same index.
+    """Lease the oldest of what is due; leases that ran out are in the same range of the same index. Before that,
+    let pass whom an open gate lets pass.
 
     The claim is durable before anyone acts on it. Killed with it in hand, the lease runs out and whoever
-    claims then knows (`lost_leases`) that the endpoint may have seen the message.
+    claims then knows (`lost_leases`) that the endpoint may have seen the message. Slots that it holds are given
+    back by that claim, in the same commit as its lease is.
     """
+    opens_at = tx.run(gates.next_opening())
+    admitted: Sequence[Row] = ()
+    passed_over = False
+    if opens_at is not None and opens_at <= now and terms.limit > 0:
+        admitted, terms, passed_over = _admitted(tx, terms, now)
+        opens_at = tx.run(gates.next_opening())
     rows = _due(tx, terms, now)
+    lost = [(row[0], row[1]) for row in rows if row[2] == ACTIVE and not row[6]]
+    if lost:
+        back = tx.run(gates.back_in_line(lost, now))
+        rows = [row for row in rows if (row[0], row[1]) not in back]
+        opens_at = tx.run(gates.next_opening())
     if rows:
         tx.rows(
             f"""
@@ -195,12 +247,13 @@ def claim(tx: Tx, terms: ClaimTerms, now: int) -> Claimed:
             """,
             (now, len(rows), now + terms.lease_ms),
         )
+    tx.write(_LEASE, [(row[0], row[1], now, now + terms.lease_ms) for row in admitted])
     claims = []
     abandoned = []
     started: list[Row] = []
     started_again: list[Row] = []
-    for tenant, id_, state, retried, claim_no, lost_leases, cancel_requested, *content in rows:
-        lost = state == ACTIVE
+    for tenant, id_, state, retried, claim_no, lost_leases, cancel_requested, *content in (*rows, *admitted):
+        taken_over = state == ACTIVE
         try:
             message = message_of(content)
         except Exception:
@@ -212,19 +265,22 @@ def claim(tx: Tx, terms: ClaimTerms, now: int) -> Claimed:
             claim_no=claim_no + 1,
             claimed_at=now,
             retried=retried,
-            lost_leases=lost_leases + lost,
+            lost_leases=lost_leases + taken_over,
         )
         if cancel_requested:
             abandoned.append(one)
             continue
         claims.append(one)
-        (started_again if lost else started).append((tenant, tx.position(now), now, id_, retried))
+        again = taken_over or (message.flow is not None and lost_leases > 0)
+        (started_again if again else started).append((tenant, tx.position(now), now, id_, retried))
     tx.write(_ADD_STARTED, started)
     tx.write(_ADD_STARTED_AGAIN, started_again)
     if abandoned:
         _apply(tx, [stopped(one, now) for one in abandoned])
+        opens_at = tx.run(gates.next_opening())
     edge = tx.rows("SELECT due_at FROM deliveries WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1")
-    return Claimed(claims=claims, next_due_at=edge[0][0] if edge else None)
+    instants = [at for at in (opens_at, edge[0][0] if edge else None) if at is not None]
+    return Claimed(claims=claims, next_due_at=min(instants, default=None), passed_over=passed_over)
 
 
 def settle(tx: Tx, calls: Sequence[Sequence[Settlement]]) -> Sequence[Sequence[MessageId]]:
@@ -271,14 +327,61 @@ def renew(tx: Tx, leases: Sequence[Lease], until: int) -> Sequence[MessageId]:
     return [leases[n].message_id for n in sorted(gone)]
 
 
+def set_aside(tx: Tx, surplus: Mapping[Crowd, Sequence[Lease]], now: int, limit: int) -> Sequence[MessageId]:
+    """Let leased deliveries, and others like them, wait in their crowds; the ids of those that stay as they are.
+
+    Killed before the commit, their leases run out; killed after it, any claim finds them in their crowds.
+    """
+    stayed, opens_at = tx.run(crowds.set_aside(surplus, now=now, limit=limit))
+    tx.due(opens_at)
+    return stayed
+
+
+def _admitted(tx: Tx, terms: ClaimTerms, now: int) -> tuple[Sequence[Row], ClaimTerms, bool]:
+    """What passes the gates that are open, with its content; the terms for what is due besides; and whether a crowd
+    was passed over.
+
+    Lanes of queues cost no room: whoever gets one is due like anything else. Permits are taken and used at once,
+    because they count from then; while there is more than room for, gates and the due get half of it each, of the
+    gates keys and crowds half again, and the only place there is goes to whoever waited longer.
+    """
+    queues = tx.run(gates.open_gates(GateKind.QUEUE, now))
+    if queues:
+        tx.run(gates.give_lanes(queues, now))
+    # Only now: whoever got a lane may have gone on to a key.
+    keys = tx.run(gates.open_gates(GateKind.FLOW, now))
+    waiting: Sequence[tuple[Gate, int]] = ()
+    passed_over = False
+    if terms.shares is not None:
+        waiting, passed_over = tx.run(crowds.open_crowds(terms.shares, now))
+    if not keys and not waiting:
+        return (), terms, passed_over
+    due = tx.rows(
+        "SELECT due_at FROM deliveries WHERE due_at <= ?1 ORDER BY due_at LIMIT ?2", (now, terms.limit)
+    )
+    room = max(terms.limit - len(due), terms.limit // 2)
+    if room == 0 and (tx.run(gates.next_opening()) or now) <= due[0][0]:
+        room = 1
+    passing: list[Waiter] = []
+    if keys:
+        for_keys = room - room // 2 if waiting else room
+        passing += tx.run(gates.give_permits(keys, room=for_keys, max_bytes=terms.max_bytes, now=now))
+    rest = left(terms, [one.size for one in passing])
+    room -= len(passing)
+    if waiting and rest.limit and room > 0:
+        passing += tx.run(crowds.let_in(waiting, room=room, max_bytes=rest.max_bytes, now=now))
+        rest = left(terms, [one.size for one in passing])
+    found = {(row[0], row[1]): row for row in tx.bulk(_CONTENT, [(one.tenant, one.id) for one in passing])}
+    return [found[one.tenant, one.id] for one in passing], rest, passed_over
+
+
 def _due(tx: Tx, terms: ClaimTerms, now: int) -> Sequence[Row]:
     """What is due with its content, in the order of the index, as far as the terms allow."""
     found: list[Row] = []
     room = terms.max_bytes
     for row in tx.stream(
         f"""
-        SELECT d.tenant, d.id, d.state, d.retried, d.claim_no, d.lost_leases, d.cancel_requested, {MESSAGE_READ}
-        FROM deliveries d LEFT JOIN messages m ON m.id = d.id
+        SELECT {_CLAIMED} FROM deliveries d LEFT JOIN messages m ON m.id = d.id
         WHERE d.due_at <= ?1 ORDER BY d.due_at, d.tenant, d.id LIMIT ?2
         """,
         (now, max(0, terms.limit)),
@@ -300,21 +403,29 @@ def _apply(tx: Tx, settlements: Sequence[Settlement]) -> None:
     dead_letters: list[Row] = []
     freed: list[Row] = []
     followers: list[Acceptance] = []
+    rests: list[Rest] = []
+    reported: list[Member] = []
     for settlement in settlements:
         change = settlement.change
         one = settlement.claim
         message = one.message
         tenant, id_, at, due_at = message.tenant, message.id, settlement.at, settlement.due_at
+        wakes_at = due_at
+        if is_gated(message):
+            rests.append(rest_of(settlement))
+            if message.flow is not None:
+                wakes_at = None
         if change in FINAL_CHANGES:
             ended.append((tenant, id_))
+            if message.lane_of is not None:
+                reported.append((tenant, message.lane_of))
         elif change is Change.RELEASED:
             # Nothing was attempted: no retry counted, no lost lease forgiven, nothing to tell.
             state = CREATED if one.retried == 0 else RETRY
-            kept.append((tenant, id_, state, due_at, one.retried, one.lost_leases))
+            kept.append((tenant, id_, state, wakes_at, one.retried, one.lost_leases))
         else:
-            kept.append((tenant, id_, RETRY, due_at, one.retried + 1, 0))
-        if due_at is not None:
-            tx.due(due_at)
+            kept.append((tenant, id_, RETRY, wakes_at, one.retried + 1, 0))
+        tx.due(wakes_at)
         if settlement.publishes:
             followers.append(Acceptance(settlement.publishes, at, None))
         attempt = settlement.attempt
@@ -354,6 +465,8 @@ def _apply(tx: Tx, settlements: Sequence[Settlement]) -> None:
     tx.write(_ADD_FAILED, failed)
     tx.write(_INSERT_DEAD_LETTERS, dead_letters)
     tx.write(_FREE_DEDUP, freed)
+    if rests or reported:
+        tx.due(tx.run(gates.settled(rests, reported, max(one.at for one in settlements))))
     tx.live -= len(ended)
     tx.dead_letters += len(dead_letters)
     if followers:

@@ -82,9 +82,9 @@ class Tx:
         """The next position of history: ever growing, in the order of commits."""
         return self._positions.next(at)
 
-    def due(self, at: int) -> None:
-        """Something that nobody holds is due then."""
-        if self.due_at is None or at < self.due_at:
+    def due(self, at: int | None) -> None:
+        """Something that nobody holds is due then; None: nothing is."""
+        if at is not None and (self.due_at is None or at < self.due_at):
             self.due_at = at
 
 

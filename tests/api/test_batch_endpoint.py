@@ -82,7 +82,7 @@ async def test_a_refused_item_has_its_error_in_its_place(rig: Rig) -> None:
         {"destination": URL, "headers": {"Upstash-Forward-X": "a\r\nEvil: b"}},
         {"destination": URL, "headers": {"Upstash Delay": "5s"}},
         {"destination": URL, "headers": {"Upstash-Cron": "* * * * *"}},
-        {"destination": URL, "queue": "a-queue"},
+        {"destination": URL, "queue": "a queue"},
         {"destination": "a-group"},
         {"destination": "api/llm"},
         {"destination": ""},
@@ -115,7 +115,7 @@ async def test_a_refused_item_has_its_error_in_its_place(rig: Rig) -> None:
     [
         ({"destination": URL, "headers": {"Upstash-Delay": "soon"}}, 400),
         ({"destination": URL, "headers": {"Upstash-Retries": "1000000"}}, 412),
-        ({"destination": URL, "queue": "a-queue"}, 400),
+        ({"destination": URL, "queue": ""}, 400),
     ],
 )
 async def test_when_nothing_can_be_accepted_the_first_error_is_the_answer(

@@ -49,7 +49,7 @@ async def test_without_an_http_response_the_status_is_zero(rig: Rig) -> None:
     await rig.publish(headers={"Upstash-Retries": "0"})
     await rig.attempt(None, error="connection refused")
     (entry,) = (await rig.call("GET", "/v2/dlq")).json["messages"]
-    assert entry["responseStatus"] == 0
+    assert (entry["responseStatus"], entry["error"]) == (0, "connection refused")
     assert not {"responseHeader", "responseBody", "responseBodyBase64"} & set(entry)
     assert (await rig.call("GET", "/v2/dlq?responseStatus=0")).json["messages"] == [entry]
 

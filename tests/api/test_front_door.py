@@ -107,6 +107,12 @@ async def test_an_unknown_path_is_not_found(rig: Rig, path: str, token: str | No
     assert reply.error.endswith("not found")
 
 
+async def test_a_base_url_that_ends_in_v2_is_told_so(rig: Rig) -> None:
+    reply = await rig.call("POST", "/v2/v2/publish/https://example.com")
+    assert reply.status == 404
+    assert reply.error.endswith(" not found; the URL of a relay (QSTASH_URL) ends without /v2")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [
@@ -326,7 +332,7 @@ async def test_a_body_that_will_be_refused_is_not_asked_for(rig: Rig) -> None:
     for request, expected in (
         (too_long, 413),
         (too_long.replace(TOKEN.encode(), b"unknown"), 401),
-        (too_long.replace(b"/v2/publish/", b"/v2/enqueue/q/"), 400),
+        (too_long.replace(b"/v2/publish/", b"/v2/workflows/q/"), 400),
     ):
         reader, writer = await rig.connect()
         writer.write(request)

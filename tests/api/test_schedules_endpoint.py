@@ -152,7 +152,7 @@ async def test_the_time_zone_of_a_cron_is_heeded(rig: Rig) -> None:
         ({"Upstash-Cron": "* * * * *", "Upstash-Schedule-Id": ""}, "Upstash-Schedule-Id"),
         ({"Upstash-Cron": "* * * * *", "Upstash-Not-Before": "1"}, "Upstash-Not-Before"),
         ({"Upstash-Cron": "* * * * *", "Upstash-Deduplication-Id": "a"}, "Upstash-Deduplication-Id"),
-        ({"Upstash-Cron": "* * * * *", "Upstash-Queue-Name": "q"}, "Upstash-Queue-Name"),
+        ({"Upstash-Cron": "* * * * *", "Upstash-Queue-Name": "a b"}, "Upstash-Queue-Name"),
         ({"Upstash-Cron": "* * * * *", "Upstash-Callback": "a.b"}, "Upstash-Callback"),
         ({"Upstash-Cron": "* * * * *", "Relay-Schedule-Catch-Up": "some"}, "Relay-Schedule-Catch-Up"),
         ({"Upstash-Cron": "* * * * *", "Relay-Schedule-Overlap": "maybe"}, "Relay-Schedule-Overlap"),

@@ -11,6 +11,16 @@ NOTHING: dict[tuple[str, str], object] = {
     ("GET", "/v2/schedules"): [],
     ("GET", "/v2/topics"): [],
     ("DELETE", "/v2/topics/{name}"): {},
+    ("GET", "/v2/queues"): [],
+    ("DELETE", "/v2/queues/{queue}"): {},
+    ("POST", "/v2/queues/{queue}/pause"): {},
+    ("POST", "/v2/queues/{queue}/resume"): {},
+    ("GET", "/v2/flowControl"): [],
+    ("POST", "/v2/flowControl/{key}/pause"): {},
+    ("POST", "/v2/flowControl/{key}/resume"): {},
+    ("POST", "/v2/flowControl/{key}/unpin"): {},
+    ("POST", "/v2/flowControl/{key}/resetRate"): {},
+    ("POST", "/v2/flowControl/{key}/reset"): {},
     ("GET", "/v2/dlq"): {"messages": []},
     ("DELETE", "/v2/dlq"): {"deleted": 0},
     ("POST", "/v2/dlq/retry"): {"responses": []},
@@ -18,7 +28,7 @@ NOTHING: dict[tuple[str, str], object] = {
     ("GET", "/v2/logs"): {"logs": [], "events": []},
 }
 #: They make something, or show what is the account's own: tested by themselves.
-OWN = {"/v2/publish", "/v2/batch", "/v2/keys", "/v2/keys/rotate"}
+OWN = {"/v2/publish", "/v2/batch", "/v2/keys", "/v2/keys/rotate", "/v2/globalParallelism"}
 #: Without them a request says nothing.
 BODIES = {
     ("DELETE", "/v2/topics/{name}/endpoints"): b'{"endpoints": [{"url": "https://a.example"}]}',
@@ -35,6 +45,8 @@ class Belongings:
             "schedule_id": schedule_id,
             "dlq_id": dlq_id,
             "name": "group",
+            "queue": "q",
+            "key": "k",
         }
 
     def path_of(self, template: str) -> str:
@@ -49,12 +61,15 @@ async def belongings_of(rig: Rig) -> Belongings:
     _, dlq_id = await rig.dead_letter()
     schedule_id = await rig.schedule()
     await rig.put_group("https://a.example")
+    flow = {"Upstash-Flow-Control-Key": "k", "Upstash-Flow-Control-Value": "parallelism=3"}
+    await rig.call("POST", "/v2/enqueue/q/https://example.com", headers={**flow, "Upstash-Delay": "1h"})
     return Belongings(await rig.publish(headers={"Upstash-Delay": "1h"}), schedule_id, dlq_id)
 
 
 async def everything(rig: Rig) -> list[Reply]:
     """What the first account sees, request ids aside."""
     paths = ["/v2/schedules", "/v2/topics", "/v2/dlq", "/v2/events?count=1000", "/v2/keys"]
+    paths += ["/v2/queues", "/v2/flowControl"]
     return [(await rig.call("GET", path))._replace(headers={}) for path in paths]
 
 
@@ -66,6 +81,8 @@ async def everything(rig: Rig) -> list[Reply]:
         if route.path.partition("/{")[0] not in OWN
         and "{destination" not in route.path
         and (route.method, route.path) != ("POST", "/v2/topics/{name}/endpoints")
+        and (route.method, route.path) != ("POST", "/v2/queues")
+        and not route.path.endswith("/pin")
     ],
 )
 async def test_another_accounts_things_are_not_found(rig: Rig, method: str, path: str) -> None:
@@ -136,3 +153,14 @@ async def test_a_schedule_id_is_an_accounts_own(rig: Rig) -> None:
     assert (await rig.show_schedule("mine"))["destination"] == "https://example.com/first"
     assert (await rig.call("DELETE", "/v2/schedules/mine", token=FOREIGN)).status == 200
     assert (await rig.show_schedule("mine", token=TOKEN))["destination"] == "https://example.com/first"
+
+
+async def test_gates_of_one_name_are_each_accounts_own(rig: Rig) -> None:
+    await belongings_of(rig)
+    before = await everything(rig)
+    wanted = {"queueName": "q", "parallelism": 5, "paused": True}
+    assert (await rig.call_json("POST", "/v2/queues", wanted, token=FOREIGN)).status == 200
+    assert (await rig.call("POST", "/v2/flowControl/k/pin?parallelism=9", token=FOREIGN)).status == 200
+    assert await everything(rig) == before
+    assert (await rig.call("GET", "/v2/queues/q", token=FOREIGN)).json["parallelism"] == 5
+    assert (await rig.call("GET", "/v2/globalParallelism", token=FOREIGN)).json["parallelismCount"] == 0

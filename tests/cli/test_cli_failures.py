@@ -160,7 +160,8 @@ def test_a_server_that_speaks_no_tls_is_unreachable_by_https(console: Console) -
     with a_listener(b"HTTP/1.1 400 Bad Request\r\n\r\n") as address:
         code, _, err = console("schedules", "list", "--url", f"https://{address}")
     assert code == 3
-    assert err.startswith(f"relay: cannot reach https://{address}: [SSL")
+    assert err.startswith(f"relay: cannot reach https://{address}: it does not speak TLS as expected; ")
+    assert err.endswith(" does its URL begin with http:// and not https://?\n")
 
 
 def test_a_server_that_never_answers_is_given_up() -> None:

@@ -87,13 +87,42 @@ def test_an_empty_table_says_so_on_a_terminal(console: Console, server: Server) 
     assert console("schedules", "list", terminal=True) == (0, "", "relay: there are none\n")
 
 
-def test_a_table_on_a_terminal_loses_no_character_of_a_long_cell(console: Console, server: Server) -> None:
+@pytest.mark.parametrize("id", ["tour", "i" * 256])
+def test_a_table_on_a_terminal_stays_within_it_and_says_where_it_cut(
+    console: Console, server: Server, id: str
+) -> None:
+    server.says([a_schedule(scheduleId=id, destination="https://example.com/[bold]" + "x" * 300)])
+    out = console("schedules", "list", terminal=True).out
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", out).splitlines()
+    assert max(map(len, lines)) <= 80
+    [row] = [line for line in lines if "https://" in line]
+    assert "…" in row
+    assert "0 9 * * *" in row
+    assert ("tour" in row) == (id == "tour")
+    assert json.loads(console("schedules", "list", "--json").out)[0]["scheduleId"] == id
+
+
+def test_ids_stay_whole_on_a_terminal_next_to_a_long_url(console: Console, server: Server) -> None:
     url = "https://example.com/[bold]" + "x" * 300
-    server.says({"messages": [a_letter(url=url)]})
+    server.says({"messages": [a_letter(dlqId="1800000000000-1048575", url=url)]})
     out = console("dlq", "list", terminal=True).out
-    assert out.count("x") >= 300
-    assert "[bold]" in re.sub(r"\s", "", out)
-    assert "1800000000000-0" in re.sub(r"\s", "", out)
+    assert "1800000000000-1048575" in out
+    assert "[bold]" in out
+
+
+def test_dead_letters_are_listed_with_when_and_why_they_failed(console: Console, server: Server) -> None:
+    answered = a_letter(dlqId=f"{NOW - 60_000}-7")
+    silent = a_letter(dlqId=f"{NOW}-1", responseStatus=0, error="refused\nit")
+    cut = a_letter(dlqId=f"{NOW}-0", responseStatus=200, error="the body ended early")
+    server.says({"messages": [answered, silent, cut]})
+    header, *rows = console("dlq", "list").out.splitlines()
+    start, end = header.index("FAILED"), header.index("DESTINATION")
+    assert [re.split("  +", row[start:end].strip()) for row in rows] == [
+        ["2027-01-15T08:59:00+01:00 (1 m ago)", "answered 500"],
+        ["2027-01-15T09:00:00+01:00 (now)", "refused\\nit"],
+        ["2027-01-15T09:00:00+01:00 (now)", "answered 200, the body ended early"],
+    ]
+    assert "1 m ago" in console("dlq", "list", terminal=True).out
 
 
 def test_a_list_for_programs_is_one_array_of_what_the_api_said(console: Console, server: Server) -> None:
@@ -167,7 +196,7 @@ def test_several_messages_for_programs_are_one_array(console: Console, server: S
 def test_several_things_are_shown_with_a_line_between_them(
     console: Console, server: Server, command: str, shape: dict[str, Any]
 ) -> None:
-    server.says({**shape, "events": []})
+    server.says(shape)
     one, two = console(command, "get", "a").out, console(command, "get", "a", "b").out
     assert two == f"{one}\n{one}"
     assert len(json.loads(console(command, "get", "a", "b", "--json").out)) == 2
@@ -178,10 +207,12 @@ def test_a_dead_letter_is_shown_with_its_last_answer(console: Console, server: S
     letter = a_letter(
         bodyBase64=body, responseHeader={"Server": ["x"]}, responseBody="out of order", timeout=30
     )
-    server.says({**letter, "events": []})
+    server.says(letter)
     out = console("dlq", "get", "1800000000000-0").out
     assert "dead letter    1800000000000-0\n" in out
+    assert "failed         2027-01-15T09:00:00+01:00 (now)\n" in out
     assert "timeout        30 s\n" in out
+    assert "last error" not in out
     assert "last answer    500\n" in out
     assert "answer header  Server: x\n" in out
     assert "\nbody: 2 bytes that are not text; --json shows them in base64\n" in out
@@ -189,13 +220,10 @@ def test_a_dead_letter_is_shown_with_its_last_answer(console: Console, server: S
 
 
 def test_a_dead_letter_without_any_answer_says_why(console: Console, server: Server) -> None:
-    log = {"events": [an_entry(state="ERROR", error="refused the connection")]}
-    server.answer = lambda request: server.json(
-        log if "events" in request.path else a_letter(responseStatus=0)
-    )
+    server.says(a_letter(responseStatus=0, error="refused the connection"))
     out = console("dlq", "get", "1800000000000-0").out
     assert "last answer  none\nlast error   refused the connection\n" in out
-    assert server.requests[1].query == [("messageId", "msg_1"), ("state", "ERROR"), ("count", "1")]
+    assert len(server.requests) == 1
 
 
 def test_a_schedule_is_shown_with_its_runs(console: Console, server: Server) -> None:
@@ -247,6 +275,23 @@ def test_a_log_line_says_why_and_what_comes_next(console: Console, server: Serve
         an_entry(state="RETRY", responseStatus=503, error="too\nbusy", nextDeliveryTime=NOW + 12_000),
     )
     assert line.endswith("  answered 503, too\\nbusy, next attempt in 12 s")
+
+
+def test_a_log_line_about_an_attempt_whose_time_has_come_says_since_when(
+    console: Console, server: Server
+) -> None:
+    [line] = entry_lines(
+        console, server, an_entry(state="RETRY", time=NOW - 90_000, nextDeliveryTime=NOW - 78_000)
+    )
+    assert line.endswith("  next attempt was due 1 m ago")
+
+
+def test_a_log_of_nothing_says_so_beside_the_output(console: Console, server: Server) -> None:
+    server.says({"events": []})
+    assert console("logs") == (0, "", "relay: there is nothing in the log\n")
+    assert console("logs", "--label", "x") == (0, "", "relay: there is nothing in the log that matches\n")
+    assert console("logs", "--count", "0") == (0, "", "")
+    assert console("logs", "--json") == (0, "[]\n", "")
 
 
 def test_states_are_coloured_on_a_terminal_only_and_not_against_no_color(

@@ -22,6 +22,8 @@ def test_the_overview_names_every_command_in_its_group_and_every_exit_code(
 ) -> None:
     assert console("--help").code == 0
     words = capsys.readouterr().out
+    assert console().code == 0
+    assert capsys.readouterr().out == words
     groups = [
         words.index(title) for title in ("run the relay:", "talk to a relay:", "operate:", "exit codes:")
     ]
@@ -41,7 +43,6 @@ def test_the_version_is_the_version_of_the_distribution(
 @pytest.mark.parametrize(
     "argv",
     [
-        (),
         ("unknown",),
         ("messages",),
         ("messages", "get"),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from relay.domain.dead_letter import DeadLetter
 from relay.domain.delivery import Claim, State, settle
 from relay.domain.event import Event
+from relay.domain.gates import is_gated
 from relay.domain.message import Message, MessageId, TenantId
 from relay.domain.selection import Order, Selection
 from storage.protocol import ClaimTerms, Published, Storage
@@ -23,8 +24,11 @@ async def accept(storage: Storage, *messages: Message, now: int = NOW) -> Publis
 
 
 async def start(storage: Storage, *messages: Message, now: int = NOW) -> Sequence[Claim]:
-    """Publish and take at once."""
-    return (await storage.publish(messages, now=now, claim=TERMS)).claims
+    """Publish and take at once; if one of them has a gate to pass, then with a claim of all that is due."""
+    claims = (await storage.publish(messages, now=now, claim=TERMS)).claims
+    if any(is_gated(message) for message in messages):
+        claims = [*claims, *await take(storage, now=now)]
+    return claims
 
 
 async def take(storage: Storage, *, now: int = NOW) -> Sequence[Claim]:

@@ -100,7 +100,7 @@ def test_without_the_driver_a_sentence_says_what_to_install() -> None:
 
 
 async def test_a_server_that_is_not_there_is_named_without_its_password() -> None:
-    with pytest.raises(Unavailable, match="the database cannot be reached") as caught:
+    with pytest.raises(Unavailable, match=r"^127\.0\.0\.1:1/relay: the database cannot be reached") as caught:
         await open_postgres("postgresql://relay:secret@127.0.0.1:1/relay")
     assert "secret" not in str(caught.value)
 

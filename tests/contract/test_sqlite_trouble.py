@@ -105,12 +105,14 @@ async def test_a_database_of_an_earlier_version_is_migrated_with_what_it_holds(p
     await accept(storage, message)
     await storage.close()
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("DROP TABLE url_groups")
+        for table in ("url_groups", "gates", "gated"):
+            connection.execute(f"DROP TABLE {table}")
         connection.execute("DELETE FROM migrations WHERE version > 1")
         connection.commit()
     storage = await open_sqlite(str(path))
     assert await storage.message(TENANT, message.id) == message
     assert await storage.url_groups(TENANT) == []
+    assert await storage.queues(TENANT) == []
     await storage.close()
 
 

@@ -9,7 +9,8 @@ import asyncpg
 import pytest
 
 from relay.domain.delivery import settle
-from relay.domain.message import FlowControl
+from relay.domain.gates import Configure, GateKind
+from relay.domain.message import Callback, FlowControl
 from relay.domain.selection import Selection
 from relay.domain.tenant import Principal, Tenant
 from relay.domain.url_group import Endpoint
@@ -123,6 +124,35 @@ async def test_a_deduplication_key_still_holds_in_a_copy(storage: Storage, other
     await copy(storage, other, name="here", progress=unheard)
     (receipt,) = (await accept(other, second)).receipts
     assert (receipt.message_id, receipt.deduplicated) == (first.id, True)
+
+
+async def test_what_waits_at_gates_waits_there_in_a_copy_and_new_gates_are_made_beside(
+    storage: Storage, other: Storage
+) -> None:
+    messages = [a_message(queue="q", flow=FlowControl(key="k", parallelism=1)) for _ in range(2)]
+    await accept(storage, *messages, a_message(queue="r", not_before=LATER))
+    await copy(storage, other, name="here", progress=unheard)
+    assert await other.queues(TENANT) == await storage.queues(TENANT)
+    assert await other.change_gate(
+        TENANT, GateKind.QUEUE, "another", Configure(paused=True), create=True, now=NOW
+    )
+    for now, message in zip((NOW + 100, NOW + 200), messages, strict=True):
+        (claim,) = await take(other, now=now)
+        assert claim.message == message
+        await deliver(other, claim, now=now)
+    assert [gate.members for gate in await other.queues(TENANT)] == [0, 0, 1]
+
+
+async def test_a_lane_that_is_kept_for_a_callback_is_kept_in_a_copy(storage: Storage, other: Storage) -> None:
+    second = a_message(queue="q")
+    await accept(storage, a_message(queue="q", callback=Callback(url="https://example.com")), second)
+    await deliver(storage, *await take(storage))
+    await copy(storage, other, name="here", progress=unheard)
+    (report,) = await take(other, now=NOW + 100)
+    assert report.message.lane_of is not None
+    assert await take(other, now=NOW + 100) == []
+    await deliver(other, report, now=NOW + 100)
+    assert [claim.message for claim in await take(other, now=NOW + 200)] == [second]
 
 
 async def test_what_a_dead_relay_held_is_due_at_once_and_its_lease_counts_as_lost(

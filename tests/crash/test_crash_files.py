@@ -123,7 +123,8 @@ async def test_a_damaged_file_ends_the_start_with_one_sentence(left: Remains, tm
     database = log.with_name("relay.db")
     whole = database.read_bytes()
     half = len(whole) // 2
+    named = " (set by RELAY_DATABASE_URL or --database)"
     database.write_bytes(whole[:100] + os.urandom(len(whole) - 100))
-    assert refused(url) == "relay: the database file is damaged\n"
+    assert refused(url) == f"relay: {database}: the database file is damaged{named}\n"
     database.write_bytes(whole[:half])
-    assert refused(url) == "relay: the database file is damaged\n"
+    assert refused(url) == f"relay: {database}: the database file is damaged{named}\n"

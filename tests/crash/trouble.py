@@ -59,6 +59,7 @@ async def away(world: World) -> Outcome:
 async def away_before_signing(world: World) -> Outcome:
     """Storage goes between the commit and the first question after it: which key to sign with."""
     await world.node.doom("--trouble", "away", "--at", "publish.told", rate=RATE)
+    await world.started()
     assert await world.client.publish(Kind.DEAD) == 200
     await until(lambda: "delivery.postponed" in world.node.log, "it was signed")
     world.node.signal(signal.SIGUSR2)

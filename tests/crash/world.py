@@ -85,6 +85,11 @@ class World:
     async def ready(self) -> None:
         """Wait until every node in trouble can do its work again, and remember how long that took."""
         began = time.monotonic()
+        await self.started()
+        self.recovered_since(began)
+
+    async def started(self) -> None:
+        """Wait until all nodes are ready: from then on they start what is published without asking storage."""
         for node in self.fleet.nodes:
             client = self.client.at(node)
 
@@ -92,7 +97,6 @@ class World:
                 return await client.status("/readyz") == 200
 
             await until(is_ready, lambda node=node: f"it does not get ready:\n{node.log[-5000:]}")  # type: ignore[misc]
-        self.recovered_since(began)
 
     def recovered_since(self, began: float) -> None:
         """All is well again; it was not from the instant `began` (of `time.monotonic`) on."""

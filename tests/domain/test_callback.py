@@ -168,8 +168,18 @@ def test_a_callback_is_a_message_of_its_own_that_inherits_the_number_of_retries(
         body=report.request.body,
         max_retries=5,
         source=source.id,
+        lane_of=source.id,
     )
     assert report.id != source.id
+
+
+def test_only_the_callbacks_of_a_message_in_a_queue_keep_a_lane() -> None:
+    nested = Callback(url=URL, callback=CALLBACK, failure_callback=FAILURE_CALLBACK)
+    queued = a_message(queue="q", callback=nested, failure_callback=FAILURE_CALLBACK, max_retries=0)
+    reports = settled(queued, status=500).publishes
+    assert [report.lane_of for report in reports] == [queued.id, queued.id]
+    assert [one.lane_of for one in settled(reports[0], status=500).publishes] == [None, None]
+    assert [one.lane_of for one in settled(a_message(callback=CALLBACK)).publishes] == [None]
 
 
 def test_a_callback_has_the_terms_it_was_given() -> None:

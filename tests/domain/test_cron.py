@@ -231,6 +231,7 @@ def test_the_search_for_a_rare_day_crosses_decades() -> None:
     ("text", "problem"),
     [
         ("", '"" has 0 fields instead of five: minute, hour, day of month, month, day of week'),
+        ("hourly", '"hourly" has 1 field instead of five: minute, hour, day of month, month, day of week'),
         ("* * * *", '"* * * *" has 4 fields instead of five: minute, hour, day of month, month, day of week'),
         (
             "0 * * * * *",

@@ -83,10 +83,17 @@ class SignsAfter:
 class Rig:
     """One engine on a clock that stands still until told."""
 
-    def __init__(self, storage: object, config: Config | None = None, *, signer: Signs | None = None) -> None:
+    def __init__(
+        self,
+        storage: object,
+        config: Config | None = None,
+        *,
+        signer: Signs | None = None,
+        destination: Callable[[FakeClock], Destination] = Destination,
+    ) -> None:
         self.storage = cast(Storage, storage)
         self.clock = FakeClock(NOW)
-        self.destination = Destination(self.clock)
+        self.destination = destination(self.clock)
         self.lines = Lines()
         self.metrics = Metrics()
         self.engine = Engine(
@@ -280,7 +287,7 @@ async def test_no_more_bodies_are_held_than_the_budget_allows(storage: Storage) 
     rig = Rig(storage, Config(max_in_flight_bytes=4 * len(body)))
     release = asyncio.Event()
     rig.destination.answer = lambda: _wait(release)
-    messages = [a_message(body=body) for _ in range(20)]
+    messages = [a_message(url=f"https://{number}.example/", body=body) for number in range(20)]
     async with rig.running():
         for message in messages:
             await rig.engine.publish([message])

@@ -20,6 +20,7 @@ class Loops:
         self.bugs = bugs
         self.calls: list[str] = []
         self.last_progress_at = NOW
+        self.has_looked = True
 
     async def claim_loop(self) -> None:
         self.calls.append("claim")
@@ -92,6 +93,13 @@ async def test_a_loop_without_progress_makes_the_relay_unready() -> None:
         "the claim loop has made no progress for 31 seconds",
         "the scheduler has made no progress for 31 seconds",
     ]
+
+
+async def test_a_relay_that_has_not_seen_what_is_due_is_not_ready() -> None:
+    loops = Loops()
+    loops.has_looked = False
+    running = service(loops, FakeClock(NOW), Lines())
+    assert running.problems() == ["the engine has not seen yet what is due"]
 
 
 async def test_a_relay_that_shuts_down_is_not_ready() -> None:

@@ -3,7 +3,6 @@ import pytest
 from relay.domain.errors import Invalid, OverLimit
 from relay.domain.message import Callback, FlowControl
 from relay.domain.publish import Draft
-from relay.wire.headers import NOT_OFFERED
 from tests.wire.drafts import Given, draft_of, schedule_of
 
 URL = "https://example.com/callback"
@@ -220,12 +219,3 @@ def test_a_schedule_may_name_a_queue_and_a_publish_may_not() -> None:
         schedule_of(headers | {"Upstash-Queue-Name": "my queue"}, not_offered=())
     with pytest.raises(Invalid, match="Upstash-Queue-Name: cannot be used with a publish"):
         offered({"Upstash-Queue-Name": "q"})
-
-
-def test_every_feature_can_be_offered_on_its_own() -> None:
-    headers = {"Upstash-Flow-Control-Key": "k", "Upstash-Flow-Control-Value": "rate=1"}
-    flow = FlowControl(key="k", rate=1)
-    assert draft_of(headers, not_offered=NOT_OFFERED - {"flow control"}).flow == flow
-    for feature in NOT_OFFERED - {"flow control"}:
-        with pytest.raises(Invalid, match="is not offered"):
-            draft_of(headers, not_offered=NOT_OFFERED - {feature})

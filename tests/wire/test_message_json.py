@@ -215,17 +215,30 @@ def test_a_dead_letter_is_its_message_with_the_last_answer() -> None:
     }
 
 
-def test_a_dead_letter_that_got_no_answer_has_status_0_and_nothing_else_of_it() -> None:
+def test_a_dead_letter_that_got_no_answer_has_status_0_and_says_why() -> None:
     dead_letter = DeadLetter(
         id=DeadLetterId(1),
         failed_at=NOW,
         message=a_message(id=ID),
-        attempt=an_attempt(status=None, error="connection refused"),
+        attempt=an_attempt(status=None, error="connection \udcffrefused"),
     )
     assert dead_letter_json(dead_letter) == message_json(a_message(id=ID)) | {
         "dlqId": "0-1",
         "responseStatus": 0,
+        "error": "connection \N{REPLACEMENT CHARACTER}refused",
     }
+
+
+def test_a_dead_letter_whose_answer_broke_off_has_its_status_and_says_why() -> None:
+    attempt = an_attempt(status=200, body=b"half", error="the body ended early")
+    json = dead_letter_json(
+        DeadLetter(id=DeadLetterId(1), failed_at=NOW, message=a_message(id=ID), attempt=attempt)
+    )
+    assert (json["responseStatus"], json["responseBody"], json["error"]) == (
+        200,
+        "half",
+        "the body ended early",
+    )
 
 
 def test_an_answer_that_is_not_text_is_shown_in_base64() -> None:

@@ -88,7 +88,10 @@ def test_a_schedule_can_be_configured_by_the_query() -> None:
             {**CRON, "Upstash-Content-Based-Deduplication": "true"},
             "Upstash-Content-Based-Deduplication: cannot be used with a schedule",
         ),
-        ({**CRON, "Upstash-Queue-Name": "q"}, "Upstash-Queue-Name: is not offered by this version"),
+        (
+            {**CRON, "Upstash-Queue-Name": "a b"},
+            'Upstash-Queue-Name: "a b" must be 1 to 256 of the characters',
+        ),
     ],
 )
 def test_a_wrong_schedule_is_refused_by_the_header(headers: dict[str, str], problem: str) -> None:

@@ -1,0 +1,209 @@
+"""Limits as the destination sees them, with the engine, real storage, and workers that vanish."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from relay.clock import FakeClock
+from relay.config import Config
+from relay.domain.delivery import Attempt, State
+from relay.domain.gates import Configure, GateKind
+from relay.domain.message import FlowControl, Message, TenantId
+from relay.domain.selection import Order, Selection
+from relay.engine.engine import Engine
+from relay.ids import Ids
+from relay.metrics import Metrics
+from relay.wire.outbound import Outgoing
+from storage.protocol import Storage
+from storage.sqlite import open_sqlite
+from tests.builders import NOW, TENANT, a_message
+from tests.engine.stepped import Lines
+
+_PATIENCE_S = 60
+
+
+@pytest.fixture
+async def storage(tmp_path: Path) -> AsyncIterator[Storage]:
+    opened = await open_sqlite(f"sqlite:///{tmp_path}/relay.db")
+    yield opened
+    await opened.close()
+
+
+class Unsigned:
+    async def sign(self, tenant: TenantId, *, url: str, body: bytes) -> str:
+        return "signature"
+
+
+class Destination:
+    """Takes `takes_ms` for every request, fails the ones it is told to, and remembers when each came."""
+
+    def __init__(self, clock: FakeClock, *, takes_ms: int = 0, failing: float = 0.0) -> None:
+        self._clock = clock
+        self._takes_ms = takes_ms
+        self._failing = failing
+        self._chance = random.Random(7)
+        self.bodies: list[str] = []
+        self.times: list[int] = []
+        self.present = 0
+        self.most = 0
+
+    async def send(self, outgoing: Outgoing, *, timeout_ms: int, keep_bytes: int | None = None) -> Attempt:
+        started_at = self._clock.now()
+        self.bodies.append((outgoing.head + outgoing.body).rpartition(b"\r\n\r\n")[2].decode())
+        self.times.append(started_at)
+        self.present += 1
+        self.most = max(self.most, self.present)
+        try:
+            await self._clock.wait(asyncio.Event(), started_at + self._takes_ms)
+        finally:
+            self.present -= 1
+        status = 500 if self._chance.random() < self._failing else 200
+        return Attempt(started_at=started_at, ended_at=self._clock.now(), status=status)
+
+
+def an_engine(
+    storage: Storage, destination: Destination, clock: FakeClock, *, lease_ms: int = 30_000
+) -> Engine:
+    return Engine(
+        storage,
+        sender=destination,
+        signer=Unsigned(),
+        settings=Config(lease_ms=lease_ms),
+        clock=clock,
+        ids=Ids(),
+        log=Lines(),
+        metrics=Metrics(),
+    )
+
+
+@asynccontextmanager
+async def running(engine: Engine) -> AsyncIterator[Sequence[asyncio.Task[None]]]:
+    loops = [
+        asyncio.create_task(loop()) for loop in (engine.claim_loop, engine.settle_loop, engine.renew_loop)
+    ]
+    try:
+        yield loops
+    finally:
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+
+
+async def until(clock: FakeClock, step_ms: int, true: Callable[[], bool]) -> None:
+    """Let time pass, a step and then whatever it sets off, until it is true."""
+    async with asyncio.timeout(_PATIENCE_S):
+        while not true():
+            clock.advance(step_ms)
+            for _ in range(20):
+                await asyncio.sleep(0.0001)
+
+
+def keyed(count: int, **limits: int) -> list[Message]:
+    return [a_message(flow=FlowControl(key="k", **limits), body=b"%d" % number) for number in range(count)]
+
+
+async def starts(storage: Storage) -> Sequence[int]:
+    """When attempts were started, by the log."""
+    events = await storage.events(
+        TENANT, Selection(states=(State.ACTIVE,)), order=Order.EARLIEST_FIRST, start=None, limit=1000
+    )
+    return [event.at for event in events]
+
+
+def most_in(times: Sequence[int], span_ms: int) -> int:
+    """The most requests within any window that begins with a request."""
+    return max(sum(1 for at in times if start <= at < start + span_ms) for start in times)
+
+
+async def test_a_rate_is_never_exceeded_in_a_window_and_nearly_all_of_it_is_used(storage: Storage) -> None:
+    clock = FakeClock(NOW)
+    destination = Destination(clock, takes_ms=5)
+    engine = an_engine(storage, destination, clock)
+    async with running(engine):
+        await engine.publish(keyed(60, rate=10, period_ms=1000))
+        await until(clock, 20, lambda: len(destination.times) == 60)
+        await until(clock, 20, lambda: engine.in_flight == 0)
+    # A window is one of starts: how long a request is on its way belongs to no window.
+    windows: list[list[int]] = []
+    for at in await starts(storage):
+        if not windows or at >= windows[-1][0] + 1000:
+            windows.append([])
+        windows[-1].append(at)
+    assert max(map(len, windows)) == 10
+    assert destination.times[-1] - destination.times[0] <= 5 * 1000 / 0.9
+    assert destination.bodies == [str(number) for number in range(60)]
+
+
+async def test_parallelism_is_never_exceeded_under_failures_pauses_and_changing_limits(
+    storage: Storage,
+) -> None:
+    clock = FakeClock(NOW)
+    destination = Destination(clock, takes_ms=40, failing=0.3)
+    # No lease runs out here, however much faster than the disk the clock is.
+    engine = an_engine(storage, destination, clock, lease_ms=10**9)
+    messages = [
+        a_message(flow=FlowControl(key="k", parallelism=3), max_retries=5, retry_delay="100")
+        for _ in range(60)
+    ]
+    paused, resumed = Configure(paused=True), Configure(paused=False)
+    async with running(engine):
+        await engine.publish(messages[:50])
+        await until(clock, 10, lambda: len(destination.times) >= 20)
+        await storage.change_gate(TENANT, GateKind.FLOW, "k", paused, create=False, now=clock.now())
+        await until(clock, 10, lambda: engine.in_flight == 0)
+        await storage.change_gate(TENANT, GateKind.FLOW, "k", resumed, create=False, now=clock.now())
+        assert destination.most == 3
+        await engine.publish(
+            [a_message(flow=FlowControl(key="k", parallelism=1), max_retries=5) for _ in messages[50:]]
+        )
+        held = 3
+        while held > 1:
+            clock.advance(10)
+            key = await storage.flow_key(TENANT, "k", now=clock.now())
+            assert key is not None
+            held = key.gate.held
+        destination.most = 0
+        live = -1
+        while live != 0:
+            await until(clock, 50, lambda: engine.in_flight == 0)
+            live = (await storage.stats()).live
+            clock.advance(500)
+    assert destination.most == 1
+
+
+async def test_a_queue_stays_in_order_although_its_worker_vanishes(storage: Storage) -> None:
+    clock = FakeClock(NOW)
+    destination = Destination(clock, takes_ms=5)
+    first = an_engine(storage, destination, clock)
+    messages = [a_message(queue="q", body=b"%d" % number) for number in range(30)]
+    async with running(first) as loops:
+        await first.publish(messages)
+        await until(clock, 1, lambda: len(destination.bodies) == 10)
+        # The process is gone: what it has in hand is never settled.
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+    second = an_engine(storage, destination, clock)
+    async with running(second):
+        await until(clock, 500, lambda: len(destination.bodies) == 11)
+        await until(clock, 5, lambda: destination.bodies[-1:] == ["29"] and second.in_flight == 0)
+    assert destination.most == 1
+    assert destination.bodies == [*map(str, range(10)), *map(str, range(9, 30))]
+    # As long as the lease lasts nothing else of the queue is sent.
+    assert destination.times[10] - destination.times[9] >= Config().lease_ms
+
+
+async def test_one_rate_window_holds_across_a_restart(storage: Storage) -> None:
+    clock = FakeClock(NOW)
+    destination = Destination(clock)
+    first, second = (an_engine(storage, destination, clock) for _ in range(2))
+    async with running(first):
+        await first.publish(keyed(6, rate=2, period_ms=60_000))
+        await until(clock, 10, lambda: len(destination.times) == 2 and first.in_flight == 0)
+    async with running(second):
+        await until(clock, 1000, lambda: len(destination.times) == 6 and second.in_flight == 0)
+    assert most_in(await starts(storage), 60_000) == 2

@@ -1,0 +1,66 @@
+"""Slots and bytes in flight, and what is left of them for whom."""
+
+from relay.domain.fairness import Crowd
+from relay.domain.message import TenantId
+from relay.engine.room import Room
+
+A = Crowd(tenant=TenantId(1), host="a")
+B = Crowd(tenant=TenantId(1), host="b")
+C = Crowd(tenant=TenantId(2), host="c")
+
+
+def _full_of(crowd: Crowd, room: Room, *, size: int = 1) -> int:
+    """Let one crowd take what it can; how much that was."""
+    taken = 0
+    while room.left_for(crowd):
+        room.enter(crowd, size)
+        taken += 1
+    return taken
+
+
+def test_one_host_leaves_half_of_the_slots_to_the_others() -> None:
+    room = Room(slots=1_000, max_bytes=1 << 30)
+    assert _full_of(A, room) == 500
+    assert (room.free, room.left_for(A), room.left_for(B), room.left_for(C)) == (500, 0, 250, 250)
+
+
+def test_one_tenant_leaves_something_to_the_others_with_however_many_hosts() -> None:
+    room = Room(slots=1_000, max_bytes=1 << 30)
+    hosts = [Crowd(tenant=TenantId(1), host=str(number)) for number in range(200)]
+    assert sum(_full_of(host, room) for host in hosts) == 750
+    assert (room.left_for(A), room.left_for(C)) == (0, 125)
+
+
+def test_a_host_whose_messages_are_large_leaves_half_of_the_bytes() -> None:
+    room = Room(slots=1_000, max_bytes=1_000_000)
+    taken = _full_of(A, room, size=50_000)
+    assert taken == 11
+    assert room.left_for(A) == 0
+    assert room.left_for(C) > 0
+
+
+def test_what_ends_gives_back_all_it_took() -> None:
+    room = Room(slots=10, max_bytes=1_000)
+    room.enter(A, 100)
+    room.grow(A, 50)
+    room.enter(B, 100)
+    assert (room.free, room.bytes_left, room.holds(A)) == (8, 750, True)
+    room.leave(A, 150)
+    room.leave(B, 100)
+    assert (room.free, room.bytes_left, room.holds(A), room.is_empty) == (10, 1_000, False, True)
+    assert room.shares().crowds == {}
+    assert room.shares().tenants == {}
+
+
+def test_what_is_reserved_is_not_free() -> None:
+    room = Room(slots=10, max_bytes=1_000)
+    room.reserve(4)
+    assert (room.free, room.is_empty) == (6, False)
+    room.give_back(4)
+    assert (room.free, room.is_empty) == (10, True)
+
+
+def test_nothing_is_free_without_bytes() -> None:
+    room = Room(slots=10, max_bytes=1_000)
+    room.enter(A, 1_000)
+    assert (room.free, room.left_for(C)) == (0, 0)
