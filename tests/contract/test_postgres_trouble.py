@@ -34,6 +34,7 @@ from tests.contract.steps import (
     start,
     take,
 )
+from tests.crash.proxy import a_proxy
 
 ROOT = Path(__file__).parent.parent.parent
 SHORT = Session(longest_s=0.2)
@@ -432,6 +433,20 @@ async def test_an_answer_that_never_comes_is_given_up_and_the_connection_replace
     finally:
         os.kill(pid, signal.SIGCONT)
         await pool.close()
+
+
+async def test_a_connection_that_breaks_or_falls_silent_while_it_begins_to_listen_is_unavailable(
+    own_server: postgres_server.Server,
+) -> None:
+    async with a_proxy(str(own_server.directory / ".s.PGSQL.5432")) as proxy:
+        target = target_of(f"postgresql://postgres@127.0.0.1:{proxy.port}/postgres")
+        for trouble in (proxy.cut, proxy.swallow):
+            proxy.mend()
+            connection = await driver.connect(target, SHORT)
+            trouble()
+            with pytest.raises(Unavailable):
+                await connection.listen("channel", lambda *_: None)
+            assert not connection.usable
 
 
 async def backend(connection: Connection) -> int:

@@ -5,7 +5,7 @@ statement, COMMIT. At every other moment it is sent as it is.
 """
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
 from storage.postgres import driver
@@ -64,6 +64,9 @@ class _Watched:
         await self._connection.run(text)
         if SIGNS["migrate"].search(text):
             self._written(["migrate"])
+
+    async def listen(self, channel: str, heard: Callable[[Any, int, str, str], None]) -> None:
+        await self._connection.listen(channel, heard)
 
     async def close(self) -> None:
         await self._connection.close()
