@@ -121,7 +121,7 @@ class _Watched:
 
 def _wrote(verbs: Sequence[str], rows: Any) -> Sequence[str]:
     """A claim that finds nothing due writes nothing."""
-    return [verb for verb in verbs if verb != "claim" or any(row[1] is not None for row in rows)]
+    return [verb for verb in verbs if verb != "claim" or any(row["n"] is not None for row in rows)]
 
 
 def watch(doom: Doom) -> None:
