@@ -10,12 +10,20 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from typing import Protocol
+
+from msgspec import structs
 
 from relay.clock import Clock
 from relay.config import Config
 from relay.domain.message import TenantId
 from relay.domain.tenant import Principal, Tenant
-from storage.protocol import CannotOpen, Catalog
+from storage.protocol import Accounts, CannotOpen, Catalog
+
+
+class Store(Catalog, Accounts, Protocol):
+    """The roles of storage that know accounts."""
+
 
 DEFAULT_TENANT = TenantId(1)
 _GENERATED = "generated_token"
@@ -109,7 +117,7 @@ async def development(catalog: Catalog, *, now: int) -> Credentials:
 
 
 async def production(
-    catalog: Catalog,
+    catalog: Store,
     config: Config,
     *,
     now: int,
@@ -119,10 +127,11 @@ async def production(
     """The one account of a relay with a single tenant, made on the first start.
 
     The configuration says which tokens exist: a configured one replaces all others at once, one that was taken
-    out of the configuration stops working, and without a configured full token there is a generated one.
-    Configured keys are taken over when they are new to this database; while the configuration stays as it is,
-    a rotation by the API is what counts. Killed half-way, the next start does the rest. Of several starts at once
-    one makes the account, and all go on with that. A generated token is not valid before `to_tell`.
+    out of the configuration stops working, and without a configured full token there is a generated one, unless
+    an operator has revoked that and issued another. Tokens that an operator issued are left alone. Configured keys
+    are taken over when they are new to this database; while the configuration stays as it is, a rotation by the
+    API is what counts. Killed half-way, the next start does the rest. Of several starts at once one makes the
+    account, and all go on with that. A generated token is not valid before `to_tell`.
 
     What `development` let into this database is let out: published tokens, and published keys that are not
     configured.
@@ -140,11 +149,8 @@ async def production(
     if config.current_signing_key and config.next_signing_key:
         configured = token_hash(f"{config.current_signing_key} {config.next_signing_key}").hex()
         if await catalog.setting("configured_keys") != configured:
-            tenant = Tenant(
-                id=tenant.id,
-                user_id=tenant.user_id,
-                current_key=config.current_signing_key,
-                next_key=config.next_signing_key,
+            tenant = structs.replace(
+                tenant, current_key=config.current_signing_key, next_key=config.next_signing_key
             )
             await catalog.put_tenant(tenant, now=now)
             await catalog.put_setting("configured_keys", configured)
@@ -152,10 +158,12 @@ async def production(
     told = None
     if config.token is not None:
         await _only(catalog, config.token, Principal(tenant=tenant.id), now=now)
-    elif (generated := await _generated(catalog, await catalog.setting(_GENERATED))) is not None:
-        await catalog.delete_tokens(tenant.id, read_only=False, keep=generated)
     else:
-        told = make_token(tenant.user_id, fresh_name(""))
+        generated = await _generated(catalog, await catalog.setting(_GENERATED))
+        if generated is not None or await _has_issued(catalog, tenant.id, now=now):
+            await catalog.delete_tokens(tenant.id, read_only=False, keep=generated)
+        else:
+            told = make_token(tenant.user_id, fresh_name(""))
     return Credentials(
         token=told,
         current_key=tenant.current_key,
@@ -171,6 +179,14 @@ async def _generated(catalog: Catalog, setting: str | None) -> bytes | None:
     if setting is None or await catalog.principal(bytes.fromhex(setting)) is None:
         return None
     return bytes.fromhex(setting)
+
+
+async def _has_issued(catalog: Store, tenant: TenantId, *, now: int) -> bool:
+    """Whether an operator has issued a full token that still works."""
+    return any(
+        token.issued and not token.read_only and (token.expires_at is None or now < token.expires_at)
+        for token in await catalog.tokens(tenant)
+    )
 
 
 async def _is_production(catalog: Catalog) -> bool:

@@ -254,7 +254,7 @@ class Config:
         14 * 86_400_000,
         _log_retention,
         "14d",
-        "How long history and finished messages stay readable (at least 10m).",
+        "How long the log and finished messages stay readable (at least 10m).",
     )
     dlq_retention_ms: int = _setting(7 * 86_400_000, _duration, "7d", "How long dead letters stay.")
     schedule_grace_ms: int = _setting(
@@ -269,6 +269,7 @@ class Config:
         """The part of the settings that bounds what a publisher may ask for."""
         return Limits(
             max_message_bytes=self.max_message_bytes,
+            largest_message_bytes=self.max_in_flight_bytes,
             max_batch_bytes=self.max_batch_bytes,
             max_retries=self.max_retries,
             max_delay_ms=self.max_delay_ms,
@@ -279,6 +280,11 @@ class Config:
 
 
 _FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+
+
+def parsed(name: str, value: str) -> Any:
+    """A value of the setting with this field name, spelled like its variable; `ValueError` says what is wrong."""
+    return _FIELDS[name].metadata["parse"](value.strip())
 
 
 def _variable(name: str) -> str:
@@ -315,7 +321,7 @@ def load(
     values: dict[str, Any] = {}
     for name, (source, value) in given.items():
         try:
-            values[name] = _FIELDS[name].metadata["parse"](value.strip())
+            values[name] = parsed(name, value)
         except ValueError as problem:
             raise ConfigError(f"{source}: {problem}") from None
     config = Config(**values)

@@ -13,7 +13,17 @@ import msgspec
 
 from relay.config import Config
 from relay.greeting import Mode
-from relay.main import binding, clock_for, credentials_for, greet, hear_signals, logging_to, opened, url_of
+from relay.main import (
+    binding,
+    clock_for,
+    credentials_for,
+    greet,
+    hear_signals,
+    logging_to,
+    opened,
+    url_of,
+    warn_of_few_open_files,
+)
 from relay.worker import Order
 from relay.workers import CannotStart, Workers
 
@@ -59,6 +69,7 @@ async def lead(mode: Mode, config: Config, flags: Mapping[str, str]) -> int:
         led.append(workers)
         ended_in_time = True
         try:
+            warn_of_few_open_files(config, log)
             async with opened(config, clock) as storage:
                 credentials = await credentials_for(mode, storage, config, now=clock.now())
                 if await _unless(told_to_stop, workers.start()):

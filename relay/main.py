@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from relay import accounts, greeting
@@ -21,6 +21,7 @@ from relay.api.app import build_app
 from relay.api.auth import Authenticator
 from relay.api.bodies import Bodies
 from relay.api.connection import ApiRunner
+from relay.api.refusals import Refusals
 from relay.api.services import Services
 from relay.clock import Clock, SharedClock, SystemClock
 from relay.config import Config, ConfigError, database_url, load
@@ -41,8 +42,10 @@ from signing import generate_key
 from storage.copy import CannotCopy, Copied, refuse_unfinished
 from storage.copy import copy as copy_all
 from storage.postgres import open_postgres
-from storage.protocol import CannotOpen, Storage
-from storage.sqlite import open_sqlite
+from storage.protocol import Accounts, CannotOpen, Storage
+from storage.sqlite import SqliteAccounts, open_accounts, open_sqlite
+
+T = TypeVar("T")
 
 #: Development reaches what a laptop has: itself, its containers, its network.
 _DEV_DEFAULTS = {
@@ -53,6 +56,8 @@ _DEV_DEFAULTS = {
 }
 _POSTGRES = ("postgresql:", "postgres:")
 _BACKLOG = 1024
+#: Files a process needs beside those of deliveries in flight: connections of publishers, the database, logs.
+_OTHER_FILES = 256
 #: What a killed client or a stuck connection may hold up, once everything else has stopped.
 _CLOSE_SECONDS = 2.0
 
@@ -62,11 +67,15 @@ def main(mode: Mode, flags: Mapping[str, str]) -> int:
     return ending(lambda: run_loop(_run_as(mode, flags)))
 
 
+#: What is said to the operator in one sentence, without a trace of where it came from.
+PROBLEMS = (ConfigError, CannotOpen, CannotCopy, Unavailable, OSError)
+
+
 def ending(program: Callable[[], int]) -> int:
     """The exit status of a program; what keeps it from starting is said in one sentence."""
     try:
         return program()
-    except (ConfigError, CannotOpen, CannotCopy, Unavailable, OSError) as problem:
+    except PROBLEMS as problem:
         print(f"relay: {problem}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -94,7 +103,20 @@ def _raise_open_files_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def run_loop(program: Coroutine[Any, Any, int]) -> int:
+def warn_of_few_open_files(config: Config, log: Log) -> None:
+    """Deliveries that find no file descriptor are put off, and publishers that find none cannot connect."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    needed = config.max_in_flight + _OTHER_FILES
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        log.warning(
+            "relay.few_open_files",
+            limit=limit,
+            needed=needed,
+            hint="raise the limit (ulimit -n, LimitNOFILE) or lower RELAY_MAX_IN_FLIGHT",
+        )
+
+
+def run_loop(program: Coroutine[Any, Any, T]) -> T:
     try:
         import uvloop
     except ImportError:  # not made for this platform
@@ -107,6 +129,7 @@ async def run(mode: Mode, config: Config) -> int:
     told_to_stop = hear_signals()
     clock = clock_for(config.database_url)
     with logging_to(config, clock) as log:
+        warn_of_few_open_files(config, log)
         async with opened(config, clock) as storage:
             credentials = await credentials_for(mode, storage, config, now=clock.now())
             relay = Relay(config, storage, clock=clock, log=log)
@@ -193,6 +216,35 @@ def migrate(flags: Mapping[str, str]) -> int:
         return 0
 
     return ending(lambda: run_loop(program(load(os.environ, flags=flags))))
+
+
+def administer(
+    environment: Mapping[str, str],
+    flags: Mapping[str, str],
+    program: Callable[[Accounts, int], Coroutine[Any, Any, T]],
+) -> T:
+    """What `program` makes of the accounts of the configured database, and of the time there.
+
+    Relays may run on the database meanwhile. Raises `PROBLEMS`, and what the program raises.
+    """
+    url = load(environment, flags=flags).database_url
+
+    async def on_accounts() -> T:
+        clock = clock_for(url)
+        storage = await _open_accounts(url, clock)
+        try:
+            await refuse_unfinished(storage)
+            return await program(storage, clock.now())
+        finally:
+            await storage.close()
+
+    return run_loop(on_accounts())
+
+
+async def _open_accounts(url: str, clock: Clock) -> Storage | SqliteAccounts:
+    if url.startswith(_POSTGRES):
+        return await open_storage(url, clock=clock, migrate=False)
+    return await open_accounts(url)
 
 
 def copy(
@@ -290,8 +342,9 @@ class Relay:
         self._stopping = False
         self.metrics = Metrics()
         ids = Ids(node=storage.node, last=storage.last_id)
+        egress = Egress(config.allow_networks)
         self._sender = Sender(
-            egress=Egress(config.allow_networks),
+            egress=egress,
             clock=clock,
             connect_timeout_ms=config.connect_timeout_ms,
             max_response_bytes=config.max_response_bytes,
@@ -332,12 +385,13 @@ class Relay:
         services = Services(
             storage=storage,
             publisher=self._engine,
-            authenticator=Authenticator(storage, clock),
+            authenticator=Authenticator(storage, clock, config.limits()),
             bodies=Bodies(),
             clock=clock,
             ids=ids,
             limits=config.limits(),
             log=log,
+            refusals=Refusals(log, clock),
             ready=self.problems,
             metrics=self.render_metrics,
             generate_key=generate_key,
@@ -345,6 +399,7 @@ class Relay:
             schedules_changed=scheduler.poke,
             stopping=lambda: self._stopping,
             trusted_proxies=config.trusted_proxies,
+            refusal=egress.refusal,
         )
         self._runner = ApiRunner(
             build_app(services),

@@ -49,6 +49,11 @@ class Metrics:
             "Deliveries taken over from a worker that stopped renewing its lease",
             registry=registry,
         )
+        self.set_aside = Counter(
+            "relay_deliveries_set_aside",
+            "Deliveries that were due and had to wait because their host or tenant had its share of the room",
+            registry=registry,
+        )
         self.postponed = Counter(
             "relay_deliveries_postponed",
             "Deliveries put off because this process could not make them: no signing key, no file descriptor",

@@ -31,7 +31,7 @@ from relay.domain.message import (
 from relay.domain.place import place_of
 from relay.domain.publish import Draft
 from relay.domain.schedule import CatchUp, Overlap, Run, RunOutcome, Schedule
-from relay.domain.tenant import Principal, Tenant
+from relay.domain.tenant import Principal, Tenant, TenantLimits, Token
 from relay.domain.url_group import Endpoint, UrlGroup
 
 #: One row as a driver returns it, or as it is bound.
@@ -71,6 +71,8 @@ SCHEDULE_COLUMNS = (
     "tenant, id, cron, draft, created_at, revision, catch_up, overlap, paused, next_at, last_fired_at, error"
 )
 URL_GROUP_COLUMNS = "tenant, name, created_at, updated_at, endpoints, headers"
+TENANT_COLUMNS = "id, user_id, current_key, next_key, limits, disabled_at"
+TOKEN_COLUMNS = "hash, tenant, read_only, created_at, expires_at, label, issued"  # noqa: S105 - no password
 
 _NO_HEADERS = "[]"
 
@@ -101,6 +103,7 @@ _terms_decoder = msgspec.json.Decoder(_Terms)
 _draft_decoder = msgspec.json.Decoder(Draft)
 _ids_decoder = msgspec.json.Decoder(tuple[int, ...])
 _endpoints_decoder = msgspec.json.Decoder(tuple[Endpoint, ...])
+_limits_decoder = msgspec.json.Decoder(TenantLimits)
 
 
 def decoded(rows: Iterable[Row], decode: Callable[[Row], T]) -> Sequence[T]:
@@ -454,15 +457,65 @@ def labels_of(text: str) -> tuple[str, ...]:
 
 
 def tenant_of(row: Row) -> Tenant:
-    """From id, user_id, current_key, next_key."""
-    id_, user_id, current_key, next_key = row
-    return Tenant(id=TenantId(id_), user_id=user_id, current_key=current_key, next_key=next_key)
+    """From TENANT_COLUMNS."""
+    id_, user_id, current_key, next_key, limits, disabled_at = row
+    return Tenant(
+        id=TenantId(id_),
+        user_id=user_id,
+        current_key=current_key,
+        next_key=next_key,
+        limits=limits_of(limits),
+        disabled_at=disabled_at,
+    )
+
+
+def limits_text(limits: TenantLimits) -> str:
+    """A tenant's limits as their JSON column."""
+    return _encode(limits)
+
+
+def limits_of(text: str | None) -> TenantLimits:
+    """A tenant's limits from their JSON column; None stands for a tenant that has no row."""
+    return _decode(text or "{}", _limits_decoder)
 
 
 def principal_of(row: Row) -> Principal:
-    """From tenant, read_only."""
-    tenant, read_only = row
-    return Principal(tenant=TenantId(tenant), read_only=bool(read_only))
+    """From tenant, read_only and expires_at of the token, limits and disabled_at of its tenant."""
+    tenant, read_only, expires_at, limits, disabled_at = row
+    return Principal(
+        tenant=TenantId(tenant),
+        read_only=bool(read_only),
+        expires_at=expires_at,
+        limits=limits_of(limits),
+        disabled=disabled_at is not None,
+    )
+
+
+def token_of(row: Row) -> Token:
+    """From TOKEN_COLUMNS."""
+    hash_, tenant, read_only, created_at, expires_at, label, issued = row
+    return Token(
+        hash=hash_,
+        tenant=TenantId(tenant),
+        read_only=bool(read_only),
+        created_at=created_at,
+        expires_at=expires_at,
+        label=label,
+        issued=bool(issued),
+    )
+
+
+def token_row(token: Token) -> Row:
+    """To TOKEN_COLUMNS."""
+    return (
+        token.hash,
+        token.tenant,
+        int(token.read_only),
+        token.created_at,
+        token.expires_at,
+        token.label,
+        int(token.issued),
+    )
 
 
 def headers_text(headers: Headers) -> str:

@@ -5,6 +5,7 @@ goes on where it was killed. Rows keep their keys, so that whatever is written t
 """
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from msgspec import Struct
 
@@ -57,7 +58,13 @@ async def copy(
     return copied
 
 
-async def refuse_unfinished(storage: Storage) -> None:
+class Settings(Protocol):
+    """Where the note is."""
+
+    async def setting(self, name: str) -> str | None: ...
+
+
+async def refuse_unfinished(storage: Settings) -> None:
     """Raises `CannotOpen` for the target of a copy that is not complete."""
     if await storage.setting(UNFINISHED):
         raise CannotOpen("the database holds an unfinished copy: end it by running relay copy again")

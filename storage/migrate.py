@@ -30,10 +30,10 @@ def migrations_of(package: str) -> Sequence[Migration]:
 
 def missing(known: Sequence[Migration], applied: Collection[int]) -> Sequence[Migration]:
     """Those still to be applied. Raises `CannotOpen` for a database that a newer relay has migrated."""
-    newest = max(applied, default=0)
-    if newest > len(known):
+    newest, latest = max(applied, default=0), known[-1].version
+    if newest > latest:
         raise CannotOpen(
-            f"the database has schema version {newest}, this relay knows versions up to {len(known)}: "
+            f"the database has schema version {newest}, this relay knows versions up to {latest}: "
             "start the newer relay that migrated it, or restore a backup from before"
         )
     return [migration for migration in known if migration.version not in applied]

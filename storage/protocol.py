@@ -18,7 +18,7 @@ from relay.domain.gates import Gate, GateChange, GateKind
 from relay.domain.message import Headers, Message, MessageId, TenantId
 from relay.domain.schedule import Run, Schedule
 from relay.domain.selection import Order, Selection
-from relay.domain.tenant import Principal, Tenant
+from relay.domain.tenant import Principal, Tenant, TenantLimits, Token
 from relay.domain.url_group import Endpoint, EndpointRef, UrlGroup
 
 #: How long a deduplication key holds, by the deduplication guide of the QStash documentation. It is freed earlier
@@ -73,11 +73,13 @@ class DueSchedule(Struct, frozen=True, kw_only=True):
     """A schedule whose next tick has come, and whether messages of its last run are still unfinished.
 
     `group` is the URL group that its draft names, as it is now; None when it does not exist, or none is named.
+    `disabled`: its tenant is.
     """
 
     schedule: Schedule
     in_progress: bool
     group: UrlGroup | None = None
+    disabled: bool = False
 
 
 class Firing(Struct, frozen=True, kw_only=True):
@@ -108,10 +110,14 @@ class FlowKey(Struct, frozen=True, kw_only=True):
 
 
 class Retention(Struct, frozen=True, kw_only=True):
-    """Instants before which things may be forgotten."""
+    """Instants before which things may be forgotten; `own` holds those of tenants that differ from the others."""
 
     events_before: int
     dead_letters_before: int
+    own: Mapping[TenantId, "Retention"] = {}
+
+    def of(self, tenant: TenantId) -> "Retention":
+        return self.own.get(tenant, self)
 
 
 class Stats(Struct, frozen=True, kw_only=True):
@@ -120,6 +126,13 @@ class Stats(Struct, frozen=True, kw_only=True):
     live: int
     dead_letters: int
     oldest_due_at: int | None
+
+
+class History(Struct, frozen=True, kw_only=True):
+    """Rows of history, and the position to go on from; None: there is nothing behind them."""
+
+    events: Sequence[Event] = ()
+    next_position: int | None = None
 
 
 class Page(Struct, frozen=True, kw_only=True):
@@ -312,18 +325,21 @@ class Gates(Protocol):
 class Catalog(Protocol):
     """Who may speak, and the keys that sign."""
 
-    async def principal(self, token_hash: bytes) -> Principal | None: ...
-
-    async def put_token(self, token_hash: bytes, principal: Principal, *, now: int) -> None:
-        """Let this token speak for the principal."""
+    async def principal(self, token_hash: bytes) -> Principal | None:
+        """As it is stored: whether the token has expired, or its tenant is disabled, is for the caller to judge."""
         ...
 
-    async def delete_token(self, token_hash: bytes) -> None:
-        """Forget one token, whoever it speaks for."""
+    async def put_token(self, token_hash: bytes, principal: Principal, *, now: int) -> None:
+        """Let this token of a start speak for the principal's tenant, for good."""
+        ...
+
+    async def delete_token(self, token_hash: bytes) -> bool:
+        """Forget one token, whoever it speaks for and whoever made it. False: there was none."""
         ...
 
     async def delete_tokens(self, tenant: TenantId, *, read_only: bool, keep: bytes | None) -> int:
-        """Forget the tenant's tokens of that kind, except the one with hash `keep`; returns how many."""
+        """Forget the tenant's tokens of that kind, except the one with hash `keep` and those that were issued;
+        returns how many."""
         ...
 
     async def tenant(self, tenant: TenantId) -> Tenant | None: ...
@@ -331,7 +347,7 @@ class Catalog(Protocol):
     async def tenants(self) -> Sequence[Tenant]: ...
 
     async def put_tenant(self, tenant: Tenant, *, now: int) -> None:
-        """Create, or replace the user id and keys of, the tenant with this number."""
+        """Create the tenant with this number, or replace its user id and keys and nothing else of it."""
         ...
 
     async def create_tenant(self, tenant: Tenant, *, now: int) -> Tenant:
@@ -355,16 +371,59 @@ class Catalog(Protocol):
         ...
 
 
+class Accounts(Protocol):
+    """What an operator does with accounts, also beside relays that run: each of them notices within seconds."""
+
+    async def tenants(self) -> Sequence[Tenant]:
+        """By number."""
+        ...
+
+    async def add_tenant(self, user_id: str, *, current_key: str, next_key: str, now: int) -> Tenant | None:
+        """None, and nothing written, when there is one of that name. Its number was never another's."""
+        ...
+
+    async def put_limits(self, tenant: TenantId, limits: TenantLimits) -> bool:
+        """Replace the limits of a tenant. False: no such tenant."""
+        ...
+
+    async def put_disabled(self, tenant: TenantId, *, at: int | None) -> bool:
+        """Disable a tenant since `at`, or with None enable it. False: no such tenant."""
+        ...
+
+    async def tokens(self, tenant: TenantId) -> Sequence[Token]:
+        """Oldest first."""
+        ...
+
+    async def issue_token(self, token: Token) -> None:
+        """Let a new token speak for its tenant."""
+        ...
+
+    async def delete_token(self, token_hash: bytes) -> bool:
+        """As in `Catalog`."""
+        ...
+
+
 class Archive(Protocol):
     """What happened, and what is left over."""
 
     async def message(self, tenant: TenantId, message_id: MessageId) -> Message | None: ...
 
     async def events(
-        self, tenant: TenantId, selection: Selection, *, order: Order, start: int | None, limit: int
-    ) -> Sequence[Event]:
+        self,
+        tenant: TenantId,
+        selection: Selection,
+        *,
+        order: Order,
+        start: int | None,
+        limit: int,
+        walk: int | None = None,
+    ) -> History:
         """History rows from position `start` on (inclusive), in the given order. `selection.states` matches a
-        row when any of its states is meant."""
+        row when any of its states is meant.
+
+        A search that no index narrows looks at `walk` rows at most: then there may be fewer than `limit`, even
+        none, and yet more behind them.
+        """
         ...
 
     async def dead_letter(self, tenant: TenantId, dead_letter_id: DeadLetterId) -> DeadLetter | None: ...
@@ -427,7 +486,7 @@ class Transfer(Protocol):
         ...
 
 
-class Storage(Inbox, Work, Schedules, UrlGroups, Gates, Catalog, Archive, Transfer, Protocol):
+class Storage(Inbox, Work, Schedules, UrlGroups, Gates, Catalog, Accounts, Archive, Transfer, Protocol):
     """A database that can do all of it.
 
     `last_id` is the greatest id of a message or a dead letter it held when it was opened, `node` the number that

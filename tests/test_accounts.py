@@ -20,7 +20,7 @@ from relay.accounts import (
 from relay.clock import Clock, FakeClock, SystemClock
 from relay.config import Config
 from relay.domain.message import TenantId
-from relay.domain.tenant import Principal
+from relay.domain.tenant import Principal, Token
 from relay.ids import random_name
 from signing import generate_key
 from storage.protocol import CannotOpen, Storage
@@ -207,6 +207,52 @@ async def test_a_configured_token_replaces_every_other_at_once(storage: Storage)
     assert await may_speak(storage, TOKEN)
     assert generated.token is not None
     assert not await may_speak(storage, generated.token)
+
+
+async def issue(
+    storage: Storage, token: str, *, read_only: bool = False, expires_at: int | None = None
+) -> None:
+    await storage.issue_token(
+        Token(
+            hash=token_hash(token),
+            tenant=DEFAULT_TENANT,
+            read_only=read_only,
+            created_at=NOW,
+            expires_at=expires_at,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "config", [Config(), Config(token=TOKEN), Config(token=TOKEN, readonly_token=READER)]
+)
+async def test_tokens_that_were_issued_outlive_every_start(storage: Storage, config: Config) -> None:
+    await start(storage)
+    await issue(storage, "issued")
+    await issue(storage, "issued-to-read", read_only=True)
+    await start(storage, config)
+    assert await may_speak(storage, "issued")
+    assert await may_speak(storage, "issued-to-read")
+
+
+async def test_a_generated_token_that_was_revoked_is_replaced_unless_another_was_issued(
+    storage: Storage,
+) -> None:
+    first = await start(storage)
+    await remember_shown(storage, first)
+    assert first.token is not None
+    await storage.delete_token(token_hash(first.token))
+    await issue(storage, "only-to-read", read_only=True)
+    await issue(storage, "long-gone", expires_at=NOW)
+    second = await start(storage)
+    await remember_shown(storage, second)
+    assert second.token is not None
+    await storage.delete_token(token_hash(second.token))
+    await issue(storage, "issued")
+    third = await start(storage)
+    assert (third.token, third.untold_keys) == (None, False)
+    assert (third.current_key, third.next_key) == (first.current_key, first.next_key)
+    assert [token.issued for token in await storage.tokens(DEFAULT_TENANT)] == [True] * 3
 
 
 async def test_a_token_is_told_again_once_the_configuration_has_replaced_the_one_that_was(

@@ -22,7 +22,10 @@ ALLOWED: dict[str, frozenset[str]] = {
     "relay/log": frozenset({"orjson"}),
     "relay/metrics": frozenset({"prometheus_client"}),
     "relay/config": frozenset({"relay.domain"}),
-    "relay/accounts": frozenset({"relay.clock", "relay.config", "relay.domain", "storage.protocol"}),
+    "relay/accounts": frozenset(
+        {"relay.clock", "relay.config", "relay.domain", "storage.protocol", "msgspec"}
+    ),
+    "relay/tenancy": frozenset({"relay.accounts", "relay.domain", "storage.protocol", "msgspec"}),
     "relay/greeting": frozenset({"relay.accounts"}),
     "relay/merge": frozenset({"prometheus_client"}),
     "relay/peers": frozenset({"relay.merge"}),
@@ -49,7 +52,12 @@ ALLOWED: dict[str, frozenset[str]] = {
             "relay.metrics", "storage.protocol", "signing", "aiohttp", "multidict", "msgspec", "yarl", "certifi",
         }
     ),
-    "relay/cli": frozenset({"relay.cli", "relay.main", "relay.domain.duration", "rich"}),
+    "relay/cli": frozenset(
+        {
+            "relay.cli", "relay.config", "relay.ids", "relay.main", "relay.tenancy", "relay.domain.duration",
+            "relay.domain.errors", "relay.domain.tenant", "storage.protocol", "signing", "rich",
+        }
+    ),
     "storage/protocol": frozenset({"relay.domain", "msgspec"}),
     "storage": frozenset(
         {

@@ -3,7 +3,9 @@
 import asyncio
 import json
 import logging
+import resource
 import socket
+import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from relay.accounts import Credentials, development
 from relay.clock import SystemClock
 from relay.config import Config, ConfigError
-from relay.main import Relay, greet, main, open_storage, url_of
+from relay.main import Relay, greet, main, open_storage, url_of, warn_of_few_open_files
 from storage.protocol import Storage
 from tests.engine.stepped import Lines
 
@@ -155,23 +157,41 @@ async def test_a_relay_refuses_to_call_what_is_not_public(storage: Storage) -> N
     relay = Relay(Config(port=0), storage, clock=clock, log=lines)
     url = await relay.start()
 
-    def publish() -> int:
+    def publish(destination: str) -> tuple[int, bytes]:
         request = urllib.request.Request(
-            f"{url}/v2/publish/{url}/healthz",
+            f"{url}/v2/publish/{destination}",
             method="POST",
             headers={"Authorization": f"Bearer {TOKEN}", "Upstash-Retries": "0"},
         )
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            status: int = answer.status
-            return status
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as refused:
+            with refused:
+                return refused.code, refused.read()
 
     try:
         async with asyncio.timeout(20):
-            assert await asyncio.to_thread(publish) == 200
+            status, body = await asyncio.to_thread(publish, f"{url}/healthz")
+            problem = "127.0.0.1 is not a public address; add it to RELAY_ALLOW_NETWORKS to allow it"
+            assert (status, json.loads(body)) == (400, {"error": f"destination: {problem}"})
+            # A name is judged by what it leads to.
+            status, _ = await asyncio.to_thread(publish, url.replace("127.0.0.1", "localhost"))
+            assert status == 200
             while not lines.named("delivery.attempted"):
                 await asyncio.sleep(0)
     finally:
         await relay.stop()
     (line,) = lines.named("delivery.attempted")
     assert line["outcome"] == "failed"
-    assert "127.0.0.1 is not a public address" in str(line["error"])
+    assert "is not a public address" in str(line["error"])
+
+
+async def test_a_relay_that_may_open_too_few_files_says_so_when_it_starts() -> None:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lines = Lines()
+    warn_of_few_open_files(Config(max_in_flight=limit - 256), lines)
+    assert lines.named("relay.few_open_files") == []
+    warn_of_few_open_files(Config(max_in_flight=limit - 255), lines)
+    (line,) = lines.named("relay.few_open_files")
+    assert (line["limit"], line["needed"]) == (limit, limit + 1)

@@ -1,7 +1,7 @@
 """openapi.yaml describes the API: all of it, and nothing that is not there.
 
 Every test of the API holds each answer to the description; here the description is held to the answers: one tour
-must meet every status and every member it promises.
+must meet every status and every member it promises, and miss each member that may be absent.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from relay.api.app import OPEN_ROUTES, ROUTES
 from relay.api.bodies import Bodies
 from relay.domain.errors import Unavailable
 from relay.domain.tenant import Limits
-from tests.api.rig import AUTHORIZATION, READ_ONLY, Rig, next_reply, running
+from tests.api.rig import AUTHORIZATION, DISABLED, READ_ONLY, Rig, next_reply, running
 from tests.api.specification import ALIASES, PATH, Specification
 
 PUBLISH = "/v2/publish/https://example.com/hook"
@@ -25,6 +25,12 @@ SCHEDULES = "/v2/schedules/https://example.com/hook"
 ENDPOINTS = "/v2/topics/{name}/endpoints"
 CRON = {"Upstash-Cron": "*/10 * * * *"}
 CRON_OF = {"/v2/schedules/{schedule_id}": CRON}
+
+#: May be absent, but not where every client has an address.
+ALWAYS_HERE = {
+    f"#/components/schemas/{member}"
+    for member in ("MessageMembers/callerIP", "Schedule/callerIP", "Schedule/callerIp")
+}
 
 #: A request of every operation that can be refused for who asks.
 EVERYTHING = [
@@ -102,6 +108,36 @@ def test_every_example_agrees_with_its_schema() -> None:
         assert specification.agrees(schema, example), where
 
 
+async def test_every_error_shown_as_an_example_is_what_is_answered(
+    tmp_path: Path, specification: Specification
+) -> None:
+    locked = "the database is locked by another process"
+    async with running(tmp_path / "relay.db", specification, bodies=Bodies(idle_s=0.05)) as rig:
+        await rig.call("POST", PUBLISH, headers={"Upstash-Delay": "soon"})
+        await rig.call("POST", PUBLISH, headers={"Upstash-Retries": "1000000"})
+        await rig.call("POST", PUBLISH, token=None)
+        await rig.call("POST", PUBLISH, token=READ_ONLY)
+        await rig.call("POST", PUBLISH, body=b" " * ((1 << 20) + 1))
+        await rig.call("POST", "/v2/publish/orders")
+        await rig.call("GET", "/v2/messages/msg_01kb4m3z8r0g0")
+        reader, writer = await rig.connect()
+        head = f"POST /v2/batch HTTP/1.1\r\nHost: a\r\nAuthorization: {AUTHORIZATION}\r\n"
+        writer.write(f"{head}Content-Length: 9\r\n\r\n".encode())
+        await next_reply(reader)
+        writer.close()
+        rig.publisher.fault = Unavailable(locked)
+        await rig.call("POST", PUBLISH)
+        rig.problems.append(f"storage is unavailable: {locked}")
+        await rig.call("GET", "/readyz")
+    shown = {
+        example["error"]
+        for _, _, example in specification.examples()
+        if isinstance(example, dict) and example.keys() == {"error"}
+    }
+    assert len(shown) == 10
+    assert {error.replace("within 0.05 s", "within 30 s") for error in specification.errors} == shown
+
+
 def test_every_route_is_described_and_every_description_is_a_route() -> None:
     routes = {(route.method, _template(route.path)) for route in ROUTES}
     routes |= {(method, path) for method, path, _ in OPEN_ROUTES}
@@ -165,6 +201,7 @@ async def test_exactly_the_described_settings_are_accepted(
         name
         for operation in specification.operations()
         for name in specification.parameters(*operation, "header")
+        if name.startswith(("Upstash-", "Relay-"))
     }
     described = specification.parameters(method, path, "header")
     async with running(tmp_path / "relay.db", specification) as rig:
@@ -198,6 +235,7 @@ async def test_every_promised_status_and_member_is_met(tmp_path: Path, specifica
         assert reply.status == 413
     assert specification.promised() - specification.answered == set()
     assert specification.promised_members() - specification.members == set()
+    assert specification.promised_absences() - specification.absences == ALWAYS_HERE
 
 
 async def successes(rig: Rig) -> None:
@@ -214,6 +252,12 @@ async def successes(rig: Rig) -> None:
         "Upstash-Failure-Callback": "https://example.com/failed",
         "Upstash-Failure-Callback-Forward-X": "y",
     }
+    for path in ("/openapi.yaml", "/docs", "/docs/start.js"):
+        reply = await rig.call("GET", path)
+        assert reply.status == 200
+        known = {"If-None-Match": reply.headers["ETag"]}
+        assert (await rig.call("GET", path, headers=known)).status == 304
+    assert (await rig.call("GET", "/docs/")).status == 308
     for path in ("/healthz", "/readyz", "/metrics", "/v2/keys", "/v2/schedules", "/v2/dlq"):
         assert (await rig.call("GET", path)).status == 200
     schedule_id = await rig.schedule(headers=every_setting, body=b"text")
@@ -230,6 +274,7 @@ async def successes(rig: Rig) -> None:
     for verb in ("pause", "resume"):
         for method in ("PATCH", "POST"):
             assert (await rig.call(method, f"/v2/schedules/{schedule_id}/{verb}")).status == 200
+            await rig.show_schedule(schedule_id)
     rig.clock.advance(60_000)
     await rig.attempt(500, headers=(("a", "b"),), body=b"\xff")
     for path in ("/v2/events", "/v2/logs"):
@@ -254,6 +299,8 @@ async def successes(rig: Rig) -> None:
     assert (await rig.call("POST", f"/v2/dlq/retry/{ids[1]}")).status == 201
     assert "cursor" in (await rig.call("POST", "/v2/dlq/retry?count=1")).json
     assert "cursor" in (await rig.call("DELETE", "/v2/dlq?count=1")).json
+    assert "cursor" not in (await rig.call("POST", "/v2/dlq/retry")).json
+    assert "cursor" not in (await rig.call("DELETE", "/v2/dlq")).json
     assert (await rig.call("POST", "/v2/keys/rotate")).status == 200
 
 
@@ -273,6 +320,7 @@ async def url_groups(rig: Rig) -> None:
     for name in ("group", "nobody"):
         assert (await rig.call("DELETE", f"/v2/topics/{name}")).status == 200
     await rig.put_group("https://a.example", "https://b.example")
+    assert "headers" not in (await rig.call("GET", "/v2/topics/group")).json
     remove = await rig.call(
         "DELETE", "/v2/topics/group/endpoints", body=b'{"endpoints": [{"url": "https://a.example"}]}'
     )
@@ -305,6 +353,7 @@ async def gate_refusals(rig: Rig) -> None:
     for method, template in GATES:
         target = template.format(queue="nothing", key="nothing")
         assert (await rig.call(method, target, token=None)).status == 401
+        assert (await rig.call(method, target, token=DISABLED)).status == 403
         if method != "GET":
             assert (await rig.call(method, target, token=READ_ONLY)).status == 403
         wrong = template.replace("/q/", "/%21/").format(queue="%21", key="%00")
@@ -332,11 +381,13 @@ async def refusals(rig: Rig) -> None:
         "dlq_id": "1-1",
         "name": "nobody",
     }
+    assert (await rig.call("GET", "/docs/nothing.js", token=None)).status == 404
     made_or_deleted_anyway = (("POST", ENDPOINTS), ("DELETE", "/v2/topics/{name}"))
     for method, template in EVERYTHING:
         target = template.format(**unknown)
         body = BODIES.get((method, template))
         assert (await rig.call(method, target, body=body, token=None)).status == 401
+        assert (await rig.call(method, target, body=body, token=DISABLED)).status == 403
         if method != "GET" or target == "/v2/keys":
             assert (await rig.call(method, target, body=body, token=READ_ONLY)).status == 403
         if template != target and (method, template) not in made_or_deleted_anyway:

@@ -9,6 +9,7 @@ from relay.domain.errors import (
     Forbidden,
     Invalid,
     NotFound,
+    NotOffered,
     OverLimit,
     RelayError,
     TooLarge,
@@ -18,6 +19,7 @@ from relay.domain.errors import (
 
 STATUS: Mapping[type[RelayError], int] = {
     Invalid: 400,
+    NotOffered: 400,
     Unauthorized: 401,
     Forbidden: 403,
     NotFound: 404,

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from relay.api import (
     dlq,
+    docs,
     flow_control,
     health,
     keys,
@@ -19,13 +20,14 @@ from relay.api import (
     schedules,
     url_groups,
 )
-from relay.api.answer import Answer, error_answer
+from relay.api.answer import Answer
 from relay.api.auth import Caller
 from relay.api.middleware import guard, response_of
 from relay.api.services import Services
+from relay.domain.errors import NotOffered
 
 Endpoint = Callable[[Services, Caller, web.Request], Awaitable[Answer]]
-OpenEndpoint = Callable[[Services], Awaitable[Answer]]
+OpenEndpoint = Callable[[Services, web.Request], Awaitable[Answer]]
 
 
 class Access(Enum):
@@ -47,8 +49,10 @@ READ, WRITE = Access.READ, Access.WRITE
 
 #: A destination is the raw rest of the request target; aiohttp only has to let it pass, line breaks included.
 _DESTINATION = "{destination:(?s:.*)}"
-#: Told apart from a destination by its characters: no id holds the colon of "https:".
-_ID = "{schedule_id:[A-Za-z0-9._-]+}"
+#: Told apart from a destination by its beginning; the colon of a URL may be encoded.
+_ID = "{schedule_id:(?!(?i:https?(?::|%3A)))[^/]+}"
+#: Told apart from the word that stands in its place where a dead letter is retried.
+_DLQ_ID = "{dlq_id:(?!retry$)[^/]+}"
 
 ROUTES = (
     Route("POST", f"/v2/publish/{_DESTINATION}", WRITE, publish.create),
@@ -90,19 +94,23 @@ ROUTES = (
     Route("DELETE", "/v2/dlq", WRITE, dlq.delete_selected),
     Route("POST", "/v2/dlq/retry", WRITE, dlq.retry_selected),
     Route("POST", "/v2/dlq/retry/{dlq_id}", WRITE, dlq.retry),
-    Route("GET", "/v2/dlq/{dlq_id}", READ, dlq.show),
-    Route("DELETE", "/v2/dlq/{dlq_id}", WRITE, dlq.delete),
+    Route("GET", f"/v2/dlq/{_DLQ_ID}", READ, dlq.show),
+    Route("DELETE", f"/v2/dlq/{_DLQ_ID}", WRITE, dlq.delete),
     Route("GET", "/v2/events", READ, logs.events),
     Route("GET", "/v2/logs", READ, logs.logs),
     Route("GET", "/v2/keys", WRITE, keys.show),
     Route("POST", "/v2/keys/rotate", WRITE, keys.rotate),
 )
 
-#: Asked by machines, without a token.
+#: Asked by machines and browsers, without a token.
 OPEN_ROUTES: tuple[tuple[str, str, OpenEndpoint], ...] = (
     ("GET", "/healthz", health.healthz),
     ("GET", "/readyz", health.readyz),
     ("GET", "/metrics", health.metrics),
+    ("GET", "/openapi.yaml", docs.description),
+    ("GET", "/docs", docs.page),
+    ("GET", "/docs/", docs.page_below),
+    ("GET", "/docs/{file}", docs.asset),
 )
 
 #: Parts of the protocol that this version does not have, with everything below them. They say so: a client that
@@ -114,8 +122,11 @@ NOT_OFFERED = (
     "/v2/notify",
     "/v2/wait",
     "/v2/waiters",
-    "/llm/v1/chat/completions",
+    "/llm/v1",
 )
+
+#: Why, where waiting for another version is of no use.
+_NEVER = {"/llm/v1": "Relay hosts no language model, publish to the URL of a provider"}
 
 #: Bytes of the request line and of one header field. Destinations and forwarded headers are both long-winded.
 #: The two differ so that an error of the parser, which names only the limit, tells which it was.
@@ -176,13 +187,15 @@ def _authenticated(services: Services, route: Route) -> Handler:
 
 def _open(services: Services, endpoint: OpenEndpoint) -> Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
-        return response_of(await endpoint(services))
+        return response_of(await endpoint(services, request))
 
     return handle
 
 
 def _not_offered(path: str) -> Handler:
+    reason = _NEVER.get(path)
+
     async def handle(request: web.Request) -> web.StreamResponse:
-        return response_of(error_answer(400, f"{path} is not offered by this version"))
+        raise NotOffered(path, reason)
 
     return handle

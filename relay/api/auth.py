@@ -7,7 +7,7 @@ Authorization header of a webhook sender does no harm; when both are valid, the 
 from collections.abc import Iterator
 from hashlib import sha256
 from hmac import compare_digest
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from urllib.parse import unquote
 
 from msgspec import Struct
@@ -15,10 +15,10 @@ from msgspec import Struct
 from relay.clock import Clock
 from relay.domain.errors import Forbidden, Unauthorized
 from relay.domain.message import TenantId
-from relay.domain.tenant import Principal
+from relay.domain.tenant import Limits, Principal
 from relay.fresh import Fresh
 
-#: A revoked token fails, on every node, within this time.
+#: On every node a token that was revoked fails, and what was changed about its account counts, within this time.
 _BELIEVED_MS = 1_000
 #: Bounds the memory of a second in which more tokens than this are used.
 _REMEMBERED = 1_024
@@ -28,10 +28,11 @@ _PARAMETER = "qstash_token"
 
 
 class Caller(Struct, frozen=True, kw_only=True):
-    """Whom the request speaks for, and whether its Authorization header is what said so: then it is a secret
-    between the caller and the relay, and no destination may see it."""
+    """Whom the request speaks for, what it may ask for, and whether its Authorization header is what said so: then
+    it is a secret between the caller and the relay, and no destination may see it."""
 
     principal: Principal
+    limits: Limits
     authorization_is_ours: bool
 
     @property
@@ -54,37 +55,52 @@ def token_hash(token: str) -> bytes:
     return sha256(token.encode(errors="surrogateescape")).digest()
 
 
-class Authenticator:
-    """Remembers for a second whom a token speaks for; unknown tokens are never remembered."""
+class _Known(NamedTuple):
+    digest: bytes
+    principal: Principal
+    limits: Limits
 
-    def __init__(self, tokens: Tokens, clock: Clock) -> None:
+
+class Authenticator:
+    """Remembers for a second whom a token speaks for; unknown tokens are never remembered.
+
+    `limits` are those of the relay, from which an account may differ.
+    """
+
+    def __init__(self, tokens: Tokens, clock: Clock, limits: Limits) -> None:
         self._tokens = tokens
+        self._clock = clock
+        self._limits = limits
         #: Found by a piece of the hash; the whole hash is compared in constant time.
-        self._fresh: Fresh[bytes, tuple[bytes, Principal]] = Fresh(
-            clock, fresh_ms=_BELIEVED_MS, most=_REMEMBERED
-        )
+        self._fresh: Fresh[bytes, _Known] = Fresh(clock, fresh_ms=_BELIEVED_MS, most=_REMEMBERED)
 
     async def caller(self, authorization: str | None, query: str) -> Caller:
-        """Raises `Unauthorized` unless the Authorization header or the raw query holds a valid token."""
+        """Raises `Unauthorized` unless the Authorization header or the raw query holds a valid token, `Forbidden`
+        when it is one of an account that is disabled."""
         for token, in_header in _presented(authorization, query):
-            principal = await self._principal_of(token)
-            if principal is not None:
-                return Caller(principal=principal, authorization_is_ours=in_header)
+            known = await self._known_by(token)
+            if known is not None:
+                if known.principal.disabled:
+                    raise Forbidden("the account is disabled")
+                return Caller(principal=known.principal, limits=known.limits, authorization_is_ours=in_header)
         raise Unauthorized(
             "a valid token is required: Authorization: Bearer <token>, or the query parameter qstash_token"
         )
 
-    async def _principal_of(self, token: str) -> Principal | None:
+    async def _known_by(self, token: str) -> _Known | None:
         digest = token_hash(token)
         index = digest[:_INDEX_BYTES]
         known = self._fresh.known(index)
-        if known is None or not compare_digest(known[0], digest):
+        if known is None or not compare_digest(known.digest, digest):
             known = await self._fresh.fetch(index, lambda: self._ask(digest))
-        return known[1] if known is not None and compare_digest(known[0], digest) else None
+        if known is None or not compare_digest(known.digest, digest):
+            return None
+        expires_at = known.principal.expires_at
+        return known if expires_at is None or self._clock.now() < expires_at else None
 
-    async def _ask(self, digest: bytes) -> tuple[bytes, Principal] | None:
+    async def _ask(self, digest: bytes) -> _Known | None:
         principal = await self._tokens.principal(digest)
-        return None if principal is None else (digest, principal)
+        return None if principal is None else _Known(digest, principal, principal.limits.within(self._limits))
 
 
 def _presented(authorization: str | None, query: str) -> Iterator[tuple[str, bool]]:

@@ -3,13 +3,13 @@
 Small publishes take the fast lane of `lane.py`.
 
 aiohttp answers what is not HTTP with plain text, and writes the offending line, which may hold a token, to the
-log. Here it is answered like any other bad request, and logged nowhere.
+log. Here it is answered, and logged, like any other bad request.
 
 aiohttp waits for ever for the end of a head, and holds as many of its bytes as come. Here both have `Bounds`.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -18,6 +18,7 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 from msgspec import Struct
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from relay.api import lane
 from relay.api.answer import Answer, error_answer
@@ -236,8 +237,10 @@ class Connection(RequestHandler):
         request would begin."""
         if message is None:  # no fault of the client's
             return super().handle_error(request, status, exc)
+        id = request_id(self._services)
         response = response_of(self._answer_to_no_request(status, exc, message))
-        response.headers[REQUEST_ID_HEADER] = request_id(self._services)
+        self._services.refusals.tell(id, None, response.status, "head")
+        response.headers[REQUEST_ID_HEADER] = id
         response.headers["Connection"] = "close"
         response.force_close()
         return response
@@ -268,6 +271,23 @@ class Connection(RequestHandler):
 def _length(message: RawRequestMessage) -> int:
     """Bytes of a head, but for those that are the same in each."""
     return len(message.path) + sum([len(name) + len(value) + 4 for name, value in message.raw_headers])
+
+
+def _passing_over_expectations(
+    make_request: Callable[..., web.BaseRequest],
+) -> Callable[..., web.BaseRequest]:
+    """Hide an Expect that asks for nothing known. Where no route is found aiohttp answers it itself: in plain text,
+    and with a 500 when its bytes are no text."""
+
+    def make(message: RawRequestMessage, *others: Any) -> web.BaseRequest:
+        expectation = message.headers.get("Expect")
+        if expectation is not None and expectation.lower() != "100-continue":
+            headers = CIMultiDict(message.headers)
+            del headers["Expect"]
+            message = message._replace(headers=CIMultiDictProxy(headers))
+        return make_request(message, *others)
+
+    return make
 
 
 class _Server(web.Server):
@@ -304,7 +324,7 @@ class ApiRunner(web.AppRunner):
         server = await super()._make_server()
         ours = _Server(
             server.request_handler,
-            request_factory=server.request_factory,
+            request_factory=_passing_over_expectations(server.request_factory),
             loop=server._loop,
             **server._kwargs,
         )

@@ -76,7 +76,7 @@ async def delete_selected(services: Services, caller: Caller, request: web.Reque
 
 
 async def retry(services: Services, caller: Caller, request: web.Request) -> Answer:
-    override = _override(services, request, split_query(request.rel_url.raw_query_string).config)
+    override = _override(services, caller, request, split_query(request.rel_url.raw_query_string).config)
     dead_letter = await _dead_letter(services, caller, request)
     responses = await _redrive(services, caller.tenant, (dead_letter,), override)
     if not responses:
@@ -87,7 +87,7 @@ async def retry(services: Services, caller: Caller, request: web.Request) -> Ans
 async def retry_selected(services: Services, caller: Caller, request: web.Request) -> Answer:
     """When one of the ids that were given does not exist, nothing is retried."""
     query = split_query(request.rel_url.raw_query_string)
-    override = _override(services, request, query.config)
+    override = _override(services, caller, request, query.config)
     selection, page = await _selected(services, request, query.rest)
     responses: list[Json] = []
 
@@ -177,11 +177,9 @@ async def _require_all(services: Services, tenant: TenantId, ids: Sequence[DeadL
 
 
 def _override(
-    services: Services, request: web.Request, config: Sequence[tuple[str, str]]
+    services: Services, caller: Caller, request: web.Request, config: Sequence[tuple[str, str]]
 ) -> Callable[[Message], Message]:
-    return parse_override(
-        headers_of(request), now=services.clock.now(), limits=services.limits, config=config
-    )
+    return parse_override(headers_of(request), now=services.clock.now(), limits=caller.limits, config=config)
 
 
 async def _redrive(

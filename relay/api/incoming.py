@@ -12,7 +12,7 @@ from relay.domain.errors import Invalid, NotFound, OverLimit, RelayError, TooLar
 from relay.domain.message import Message, MessageId
 from relay.domain.publish import Draft, message_of
 from relay.domain.url_group import UrlGroup, fan_out
-from relay.wire.target import Kind, Target
+from relay.wire.target import Kind, Target, literal_host
 
 
 def headers_of(request: web.Request) -> Sequence[tuple[str, str]]:
@@ -34,11 +34,23 @@ def caller_address(services: Services, peer_ip: str | None, headers: Iterable[tu
 async def destination_of(services: Services, caller: Caller, target: Target) -> str | UrlGroup:
     """The URL, or the URL group as it is now; raises what `unknown_destination` says when there is none."""
     if target.kind is Kind.URL:
+        refuse_address(services, target.destination, "destination")
         return target.destination
     group = await services.storage.url_group(caller.tenant, target.destination)
     if group is None:
         raise unknown_destination(target.destination)
     return group
+
+
+def refuse_address(services: Services, url: str, field: str) -> None:
+    """Raises `Invalid` for a URL at an address that may not be called.
+
+    A name is judged when it is called: what it leads to by then is what counts.
+    """
+    address = literal_host(url)
+    problem = None if address is None else services.refusal(address)
+    if problem is not None:
+        raise Invalid(field, problem)
 
 
 def unknown_destination(name: str) -> RelayError:
@@ -86,9 +98,9 @@ def messages_of(
     drafts: Sequence[Draft] = (draft,)
     if isinstance(to, UrlGroup):
         drafts = fan_out(draft, to)
-        if len(drafts) * len(draft.request.body) > services.limits.max_batch_bytes:
+        if len(drafts) * len(draft.request.body) > caller.limits.max_batch_bytes:
             raise TooLarge(
-                f"the message body, once for each endpoint of {to.name},", services.limits.max_batch_bytes
+                f"the message body, once for each endpoint of {to.name},", caller.limits.max_batch_bytes
             )
     return tuple(
         [

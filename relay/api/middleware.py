@@ -26,9 +26,14 @@ def request_id(services: Services) -> str:
 
 
 def answer_to(services: Services, error: Exception, id: str, method: str) -> Answer:
-    """What to say about an error. One that is not a `RelayError` is ours: a 500, logged under the request's id."""
+    """What to say about an error, which the log hears of as well.
+
+    One that is not a `RelayError` is ours: a 500, logged under the request's id.
+    """
     if isinstance(error, RelayError):
-        return answer_of(error)
+        answer = answer_of(error)
+        services.refusals.tell(id, method, answer.status, error)
+        return answer
     services.log.error("request.failed", exc=error, request_id=id, method=method)
     return error_answer(500, f"internal error, see the log for {id}")
 
@@ -43,10 +48,13 @@ def guard(services: Services) -> Middleware:
             response = await handler(request)
         except web.HTTPMethodNotAllowed as refused:
             response = response_of(_method_not_allowed(request.method, refused.allowed_methods))
+            services.refusals.tell(id, request.method, 405, "method")
         except web.HTTPNotFound:
             response = response_of(error_answer(404, _no_such_path(request.path)))
+            services.refusals.tell(id, request.method, 404, "path")
         except Stalled as stalled:
             response = response_of(error_answer(408, str(stalled)))
+            services.refusals.tell(id, request.method, 408, "body stalled")
             response.force_close()
         except Exception as error:
             response = response_of(answer_to(services, error, id, request.method))

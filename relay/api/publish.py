@@ -9,7 +9,7 @@ import orjson
 from aiohttp import web
 from msgspec.structs import replace
 
-from relay.api.answer import Answer, answer_of, json_answer
+from relay.api.answer import Answer, json_answer
 from relay.api.auth import Caller
 from relay.api.incoming import (
     QueueRoom,
@@ -18,6 +18,7 @@ from relay.api.incoming import (
     headers_of,
     messages_of,
     queue_room,
+    refuse_address,
     unknown_destination,
 )
 from relay.api.schedules import put as put_schedule
@@ -55,7 +56,7 @@ _BATCH: msgspec.json.Decoder[list[BatchItem]] = msgspec.json.Decoder(
 
 
 async def create(services: Services, caller: Caller, request: web.Request) -> Answer:
-    body = await services.bodies.read(request, services.limits.max_message_bytes, "the message body")
+    body = await services.bodies.read(request, caller.limits.max_message_bytes, "the message body")
     return await publish(services, caller, request.raw_path, headers_of(request), body, request.remote)
 
 
@@ -89,7 +90,7 @@ async def publish(
         body=body,
         caller_ip=caller_ip,
         now=now,
-        limits=services.limits,
+        limits=caller.limits,
         config=target.config,
         authorization_is_ours=caller.authorization_is_ours,
     )
@@ -106,7 +107,7 @@ async def publish(
 
 
 async def enqueue(services: Services, caller: Caller, request: web.Request) -> Answer:
-    body = await services.bodies.read(request, services.limits.max_message_bytes, "the message body")
+    body = await services.bodies.read(request, caller.limits.max_message_bytes, "the message body")
     queue, prefix = split_queue(request.raw_path, ENQUEUE_PREFIX)
     return await publish(
         services,
@@ -121,7 +122,7 @@ async def enqueue(services: Services, caller: Caller, request: web.Request) -> A
 
 
 async def create_batch(services: Services, caller: Caller, request: web.Request) -> Answer:
-    body = await services.bodies.read(request, services.limits.max_batch_bytes, "the batch")
+    body = await services.bodies.read(request, caller.limits.max_batch_bytes, "the batch")
     return await publish_batch(services, caller, headers_of(request), body, request.remote)
 
 
@@ -143,7 +144,7 @@ async def publish_batch(
     rooms = await queue_room(services, caller, {item.queue for item in items if item.queue is not None})
     now = services.clock.now()
     outcomes: list[_Accepted | RelayError] = []
-    room = _Room(max_messages=MAX_BATCH_ITEMS, max_bytes=services.limits.max_batch_bytes)
+    room = _Room(max_messages=MAX_BATCH_ITEMS, max_bytes=caller.limits.max_batch_bytes)
     for index, (item, target) in enumerate(zip(items, targets, strict=True), start=1):
         try:
             accepted = _accepted(services, caller, item, target, groups, rooms, caller_ip, now)
@@ -157,7 +158,7 @@ async def publish_batch(
         message for outcome in outcomes if not isinstance(outcome, RelayError) for message in outcome.messages
     ]
     if outcomes and not messages:
-        return answer_of(next(outcome for outcome in outcomes if isinstance(outcome, RelayError)))
+        raise next(outcome for outcome in outcomes if isinstance(outcome, RelayError))
     receipts = iter(await services.publisher.publish(messages) if messages else ())
     return json_answer([_outcome_json(outcome, receipts) for outcome in outcomes])
 
@@ -254,13 +255,15 @@ def _accepted(
         if target.destination not in groups:
             raise unknown_destination(target.destination)
         to = groups[target.destination]
+    else:
+        refuse_address(services, target.destination, "destination")
     draft = parse_draft(
         (item.headers or {}).items(),
         to=to,
         body=(item.body or "").encode(),
         caller_ip=caller_ip,
         now=now,
-        limits=services.limits,
+        limits=caller.limits,
     )
     if item.queue is not None:
         rooms.require(item.queue)

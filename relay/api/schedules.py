@@ -22,7 +22,7 @@ _FIRST_REVISION = 1
 
 
 async def create(services: Services, caller: Caller, request: web.Request) -> Answer:
-    body = await services.bodies.read(request, services.limits.max_message_bytes, "the message body")
+    body = await services.bodies.read(request, caller.limits.max_message_bytes, "the message body")
     headers = headers_of(request)
     target = split_target(request.raw_path, _PREFIX)
     return await put(
@@ -49,7 +49,7 @@ async def put(
         body=body,
         caller_ip=caller_ip,
         now=now,
-        limits=services.limits,
+        limits=caller.limits,
         config=target.config,
         authorization_is_ours=caller.authorization_is_ours,
     )
@@ -67,10 +67,8 @@ async def put(
         overlap=wanted.overlap,
         next_at=wanted.cron.next_after(now),
     )
-    if await services.storage.put_schedule(schedule, limit=services.limits.max_schedules) is None:
-        raise OverLimit(
-            "schedules", f"there are {services.limits.max_schedules} already, which is the maximum"
-        )
+    if await services.storage.put_schedule(schedule, limit=caller.limits.max_schedules) is None:
+        raise OverLimit("schedules", f"there are {caller.limits.max_schedules} already, which is the maximum")
     services.schedules_changed()
     return json_answer({"scheduleId": schedule.id})
 

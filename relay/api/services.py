@@ -7,6 +7,7 @@ from typing import Protocol
 
 from relay.api.auth import Authenticator
 from relay.api.bodies import Bodies
+from relay.api.refusals import Refusals
 from relay.clock import Clock
 from relay.domain.errors import Unavailable
 from relay.domain.message import Message, TenantId
@@ -30,11 +31,12 @@ class Store(Inbox, Schedules, UrlGroups, Gates, Catalog, Archive, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """`ready` lists what keeps the relay from working, as sentences; `metrics` is the Prometheus text;
-    `generate_key` makes a fresh signing key; `keys_changed` is told whose keys were rotated, and
-    `schedules_changed` that a tick may be earlier than the scheduler believes. `trusted_proxies` are the peers
-    whose X-Forwarded-For is believed. Once `stopping`, nothing is written any more, and every answer is the last of
-    its connection."""
+    """`ready` lists what keeps the relay from working, as sentences; `metrics` is the Prometheus text; `limits` are
+    the relay's own, and those of a caller may differ; `generate_key` makes a fresh signing key; `keys_changed` is
+    told whose keys were rotated, and `schedules_changed` that a tick may be earlier than the scheduler believes.
+    `trusted_proxies` are the peers whose X-Forwarded-For is believed; `refusal` says why an IP address may not be
+    called, None when it may; `walk` bounds the rows of history that one search of them looks at. Once `stopping`,
+    nothing is written any more, and every answer is the last of its connection."""
 
     storage: Store
     publisher: Publisher
@@ -44,6 +46,7 @@ class Services:
     ids: Ids
     limits: Limits
     log: Log
+    refusals: Refusals
     ready: Callable[[], Awaitable[Sequence[str]]]
     metrics: Callable[[], Awaitable[bytes]]
     generate_key: Callable[[], str]
@@ -51,6 +54,8 @@ class Services:
     schedules_changed: Callable[[], None] = lambda: None
     stopping: Callable[[], bool] = lambda: False
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    walk: int = 50_000
+    refusal: Callable[[str], str | None] = lambda address: None
 
     def refuse_when_stopping(self) -> None:
         """Raises `Unavailable`: another relay, or this one when it is back, will take what is to be written."""

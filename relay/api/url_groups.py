@@ -4,6 +4,7 @@ from aiohttp import web
 
 from relay.api.answer import DONE, Answer, json_answer
 from relay.api.auth import Caller
+from relay.api.incoming import refuse_address
 from relay.api.services import Services
 from relay.domain.errors import NotFound, OverLimit, quoted
 from relay.wire.groups import parse_endpoint_refs, parse_endpoints, parse_headers_patch
@@ -28,7 +29,9 @@ async def show(services: Services, caller: Caller, request: web.Request) -> Answ
 async def put_endpoints(services: Services, caller: Caller, request: web.Request) -> Answer:
     name = _name(request)
     endpoints = parse_endpoints(await _body(services, request))
-    limits = services.limits
+    for endpoint in endpoints:
+        refuse_address(services, endpoint.url, "url")
+    limits = caller.limits
     # The first bound keeps the work small that the second one costs.
     if len(endpoints) > limits.max_endpoints or not await services.storage.put_endpoints(
         caller.tenant,
@@ -49,8 +52,8 @@ async def put_endpoints(services: Services, caller: Caller, request: web.Request
 async def remove_endpoints(services: Services, caller: Caller, request: web.Request) -> Answer:
     name = _name(request)
     removed = parse_endpoint_refs(await _body(services, request))
-    if len(removed) > services.limits.max_endpoints:
-        raise OverLimit("endpoints", f"has more than {services.limits.max_endpoints}")
+    if len(removed) > caller.limits.max_endpoints:
+        raise OverLimit("endpoints", f"has more than {caller.limits.max_endpoints}")
     if not await services.storage.remove_endpoints(caller.tenant, name, removed, now=services.clock.now()):
         raise _unknown(name)
     return DONE
@@ -61,7 +64,7 @@ async def patch(services: Services, caller: Caller, request: web.Request) -> Ans
     name = _name(request)
     now = services.clock.now()
     headers = parse_group_headers(
-        parse_headers_patch(await _body(services, request)), now=now, limits=services.limits
+        parse_headers_patch(await _body(services, request)), now=now, limits=caller.limits
     )
     if not await services.storage.put_group_headers(caller.tenant, name, headers, now=now):
         raise _unknown(name)

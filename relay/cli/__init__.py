@@ -7,7 +7,21 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from relay.cli import copy, dlq, keys, logs, messages, publish, schedules, serve
+from relay.cli import (
+    copy,
+    dlq,
+    flow_control,
+    keys,
+    logs,
+    messages,
+    publish,
+    queues,
+    schedules,
+    serve,
+    tenants,
+    tokens,
+    url_groups,
+)
 from relay.cli.commands import Commands
 from relay.cli.outcome import BROKEN_PIPE, INTERRUPTED, Failure
 from relay.cli.output import printable
@@ -58,7 +72,10 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = Commands(top, "COMMAND", overview=True)
-    for module in (serve, publish, messages, logs, schedules, dlq, keys, copy):
+    for module in (
+        serve, publish, messages, logs, schedules, queues, url_groups, flow_control, dlq, keys, tenants,
+        tokens, copy,
+    ):  # fmt: skip
         module.register(commands)
     top.epilog = commands.describe()
     return top

@@ -23,6 +23,7 @@ Fields = Sequence[tuple[str, str]]
 _TIMEOUT_S = 60.0
 #: Entries of one page: every one may carry a body, so a page stays within what a laptop holds easily.
 PAGE = 100
+_JSON: Fields = (("Content-Type", "application/json"),)
 #: What a URL may hold as it is; everything else is percent-encoded, and an existing `%` is left alone.
 _URL_SAFE = "!$%&'()*+,/:;=?@[]~"
 _NOT_IN_A_HEADER = re.compile(r"[\x00\r\n]")
@@ -52,9 +53,9 @@ class Relay:
     def get(self, path: str, query: Fields = ()) -> Document:
         return self.call("GET", path, query=query)
 
-    def array(self, path: str) -> list[Document]:
+    def array(self, path: str, query: Fields = ()) -> list[Document]:
         """A list that the API gives whole."""
-        return objects(parse(self._asked("GET", path)))
+        return objects(parse(self._asked("GET", path, query)))
 
     def listed(self, path: str, key: str, query: Fields, count: int) -> tuple[list[Document], bool]:
         """At most `count` entries of the list `key`, gathered page by page, and whether there are more."""
@@ -86,9 +87,9 @@ class Relay:
         answer = parse(self._asked("POST", path, (), headers, body))
         return answer if isinstance(answer, Document) else objects(answer)
 
-    def act(self, method: str, path: str) -> None:
-        """A request whose answer says no more than that it was done."""
-        self._asked(method, path)
+    def act(self, method: str, path: str, *, query: Fields = (), body: bytes = b"") -> None:
+        """A request whose answer says no more than that it was done. A body is JSON."""
+        self._asked(method, path, query, _JSON if body else (), body)
 
     def _asked(
         self, method: str, path: str, query: Fields = (), headers: Fields = (), body: bytes = b""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from relay.cli.outcome import NOT_FOUND, OK, Failure
-from relay.cli.output import Output
+from relay.cli.output import Output, printable
 
 
 def each(
@@ -30,3 +30,15 @@ def each(
     finally:
         output.document(document(missing))
     return NOT_FOUND if missing else OK
+
+
+def change_each(names: Sequence[str], past: str, act: Callable[[str], None], output: Output) -> int:
+    """Act on every one of them by name; `past` says what has happened to them then."""
+    changed: list[str] = []
+
+    def change(name: str) -> None:
+        act(name)
+        output.line(f"{printable(name)}  {past}")
+        changed.append(name)
+
+    return each(names, change, output, lambda missing: {past: changed, "notFound": missing})

@@ -167,6 +167,11 @@ def add_message(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--timeout", metavar="30s", help="how long one attempt may take")
     parser.add_argument("--label", action="append", default=[], type=filled, help="a label to find it by")
+    parser.add_argument("--queue", type=identifier, metavar="NAME", help="deliver in the order of this queue")
+    parser.add_argument("--flow-key", metavar="KEY", help="hold it to the limits of this flow-control key")
+    parser.add_argument(
+        "--flow-limits", metavar="LIMITS", help="the key's limits: 'parallelism=3, rate=100, period=1m'"
+    )
 
 
 def message_headers(args: argparse.Namespace) -> list[tuple[str, str]]:
@@ -179,6 +184,8 @@ def message_headers(args: argparse.Namespace) -> list[tuple[str, str]]:
         ("Upstash-Retry-Delay", args.retry_delay),
         ("Upstash-Timeout", args.timeout),
         ("Upstash-Label", ",".join(args.label) or None),
+        ("Upstash-Flow-Control-Key", args.flow_key),
+        ("Upstash-Flow-Control-Value", args.flow_limits),
     ]
     return [(name, value) for name, value in given if value is not None] + [
         _forwarded(h) for h in args.header

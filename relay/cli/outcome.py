@@ -15,7 +15,7 @@ exit codes:
   1    the relay said no; its reason is on standard error
   2    the command was not understood, or QSTASH_URL or QSTASH_TOKEN is missing
   3    the relay could not be reached
-  4    there is no such message, dead letter or schedule
+  4    there is no such message, dead letter, schedule, tenant or token
   130  interrupted"""
 
 

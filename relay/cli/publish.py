@@ -2,7 +2,7 @@
 
 import argparse
 
-from relay.cli.client import destination
+from relay.cli.client import destination, segment
 from relay.cli.commands import TALK_TO_A_RELAY, Commands
 from relay.cli.options import add_connection, add_message, message_body, message_headers, opened
 from relay.cli.outcome import OK
@@ -42,8 +42,9 @@ def _publish(args: argparse.Namespace, shell: Shell) -> int:
             headers.append(("Upstash-Deduplication-Id", args.deduplication_id))
         if args.content_deduplication:
             headers.append(("Upstash-Content-Based-Deduplication", "true"))
+        door = "publish" if args.queue is None else f"enqueue/{segment(args.queue)}"
         answer = relay.publish(
-            "/v2/publish/" + destination(args.destination), headers=headers, body=message_body(args, shell)
+            f"/v2/{door}/{destination(args.destination)}", headers=headers, body=message_body(args, shell)
         )
         output.document(answer)
         for published in answer if isinstance(answer, list) else [answer]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from relay.cli.client import destination, segment
 from relay.cli.commands import TALK_TO_A_RELAY, Commands
 from relay.cli.document import Document
-from relay.cli.each import each
+from relay.cli.each import change_each, each
 from relay.cli.options import (
     add_connection,
     add_message,
@@ -95,6 +95,7 @@ def _create(args: argparse.Namespace, shell: Shell) -> int:
             ("Upstash-Schedule-Id", args.id),
             ("Relay-Schedule-Catch-Up", args.catch_up),
             ("Relay-Schedule-Overlap", args.overlap),
+            ("Upstash-Queue-Name", args.queue),
         ]
         document = relay.call(
             "POST",
@@ -126,13 +127,8 @@ def _changing(past: str, method: str, suffix: str) -> Callable[[argparse.Namespa
 
     def change(args: argparse.Namespace, shell: Shell) -> int:
         with opened(args, shell) as (relay, output):
-            changed: list[str] = []
-
-            def act(id: str) -> None:
-                relay.act(method, f"/v2/schedules/{segment(id)}{suffix}")
-                output.line(f"{id}  {past}")
-                changed.append(id)
-
-            return each(args.ids, act, output, lambda missing: {past: changed, "notFound": missing})
+            return change_each(
+                args.ids, past, lambda id: relay.act(method, f"/v2/schedules/{segment(id)}{suffix}"), output
+            )
 
     return change

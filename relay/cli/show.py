@@ -91,6 +91,8 @@ def _terms(document: Document) -> list[tuple[str, str]]:
         ("retry delay", document.get("retryDelayExpression", "")),
         ("timeout", f"{document['timeout']} s" if "timeout" in document else ""),
         ("labels", ", ".join(document.get("labels", ()))),
+        ("queue", document.get("queueName", "")),
+        ("flow key", document.get("flowControlKey", "")),
         ("from", document.get("callerIP", "")),
     ]
     if "scheduleId" in document and "cron" not in document:

@@ -156,19 +156,6 @@ class Cron(Struct, frozen=True, kw_only=True):
                 return tick_s * 1000
             after_s += 2 * _DAY_S
 
-    def last_in(self, after_ms: int, until_ms: int) -> int | None:
-        """The latest tick in (after_ms, until_ms], found by halving, however many there are."""
-        latest = None
-        low, high = after_ms, until_ms
-        while low < high:
-            middle = low if latest is None else (low + high) // 2
-            tick = self.next_after(middle)
-            if tick is not None and tick <= until_ms:
-                latest = low = tick
-            else:
-                high = middle
-        return latest
-
     def ticks(self, after_ms: int, until_ms: int, limit: int) -> list[int]:
         """The first `limit` ticks in (after_ms, until_ms], in order."""
         found: list[int] = []

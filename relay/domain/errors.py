@@ -28,6 +28,13 @@ class OverLimit(Invalid):
     """Well-formed, but beyond a configured quota; asking again will not help."""
 
 
+class NotOffered(RelayError):
+    """`what` is a part of the protocol that this version does not have, or for a reason that none will."""
+
+    def __init__(self, what: str, reason: str | None = None) -> None:
+        super().__init__(f"{what} is not offered" + (f": {reason}" if reason else " by this version"))
+
+
 class TooLarge(RelayError):
     """`what` (a noun phrase such as "the message body") has more bytes than are accepted."""
 

@@ -1,14 +1,14 @@
 """Fairness: how much of the room for deliveries one tenant, and one host of a tenant, may take.
 
 Nobody has a fixed share, which would be too small for whoever is alone, and leave nothing when many are greedy.
-Instead each may hold as much as is still free ("dynamic thresholds", Choudhury and Hahne, 1998). One host that hangs
-ends up with half of the room, and the next that hangs with half of the rest. Greedy hosts that do answer come to
+Instead each may hold as much as is still free ("dynamic thresholds", Choudhury and Hahne, 1998). One host that
+hangs ends up with half of the room, the next that hangs with half of the rest. Greedy hosts that do answer come to
 equal parts, of which one stays free. So something is left for whoever comes next, and it is theirs at once.
 
 What exceeds its share is set aside in the crowd of its tenant and host, where it stands in nobody's way.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -59,3 +59,21 @@ class Shares(Struct, frozen=True, kw_only=True):
             of_crowd = allowance(0, self.free, HOST_MULTIPLE)
         of_tenant = self.tenants.get(crowd.tenant)
         return of_crowd if of_tenant is None else min(of_crowd, of_tenant)
+
+    def fitting(self, crowds: Iterable[Crowd]) -> Sequence[bool]:
+        """Of deliveries that come in this order: which may start, if those before them do."""
+        left = dict(self.crowds)
+        tenants = dict(self.tenants)
+        answers = []
+        for crowd in crowds:
+            of_crowd = left.get(crowd)
+            if of_crowd is None:
+                of_crowd = allowance(0, self.free, HOST_MULTIPLE)
+            of_tenant = tenants.get(crowd.tenant)
+            if of_tenant is None:
+                of_tenant = allowance(0, self.free, TENANT_MULTIPLE)
+            fits = of_crowd > 0 and of_tenant > 0
+            answers.append(fits)
+            left[crowd] = of_crowd - fits
+            tenants[crowd.tenant] = of_tenant - fits
+        return answers

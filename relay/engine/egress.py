@@ -2,14 +2,16 @@
 
 Whoever can publish chooses where requests go, and the relay stands inside a network they may not reach. So every
 address is judged at the moment a socket for it is made: after DNS, after rebinding, and for literals, which never
-see a resolver. A proxy would make this blind, so the relay uses none.
+see a resolver. (That these are judged when they are published, too, is a courtesy to the publisher.) A proxy would
+make this blind, so the relay uses none.
 
 The lists are our own. `ipaddress.is_global` calls multicast, NAT64, 6to4 and cloud metadata addresses global, and
 changes between patch releases of Python.
 """
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 Network = IPv4Network | IPv6Network
@@ -52,14 +54,17 @@ class Egress:
     """Public addresses, and those inside `allow_networks`."""
 
     def __init__(self, allow_networks: Iterable[Network] = ()) -> None:
-        self._allowed = tuple(allow_networks)
+        #: Why an address may not be called, None when it may.
+        self.refusal: Callable[[str], str | None] = lru_cache(maxsize=1024)(
+            partial(refusal, allowed=tuple(allow_networks))
+        )
 
     def socket(
         self, info: tuple[int | socket.AddressFamily, int | socket.SocketKind, int, str, tuple[object, ...]]
     ) -> socket.socket:
         """A socket for one entry of `getaddrinfo`; raises `Refused` for an address that may not be called."""
         family, kind, protocol, _, address = info
-        reason = refusal(str(address[0]), self._allowed)
+        reason = self.refusal(str(address[0]))
         if reason is not None:
             raise Refused(reason)
         return socket.socket(family, kind, protocol)

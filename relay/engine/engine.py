@@ -49,7 +49,7 @@ _CLAIM_OVERHEAD_BYTES = 2_048
 _HAND_BACK_MS = 5_000
 _NEVER_MS = 10**12
 #: How much of what is due is looked through at once for more of a crowd that exceeds its share.
-_SIFTED = 5_000
+_SIFTED = 2_000
 #: How much of a failed attempt's answer is kept in history and with a dead letter.
 KEPT_ANSWER_BYTES = 64 << 10
 
@@ -67,7 +67,9 @@ class Sends(Protocol):
 
 
 class Signs(Protocol):
-    """Signs for a tenant, with the key that is current now."""
+    """Signs for a tenant, with the key that is current now, unless its deliveries are held."""
+
+    async def held_until(self, tenant: TenantId) -> int | None: ...
 
     async def sign(self, tenant: TenantId, *, url: str, body: bytes) -> str: ...
 
@@ -166,6 +168,8 @@ class Engine:
         finally:
             if terms is not None:
                 self._give_back(terms.limit)
+        if terms is not None and terms.aside:
+            self._metrics.set_aside.inc(len(terms.aside))
         duplicates = sum(1 for receipt in published.receipts if receipt.deduplicated)
         if duplicates:
             self._metrics.deduplicated.inc(duplicates)
@@ -285,11 +289,17 @@ class Engine:
 
     def _terms_for(self, messages: Sequence[Message], now: int) -> ClaimTerms | None:
         """How much of a publish can be started at once, whose slots are reserved, and which of the messages are to
-        wait in their crowds because those have their share of the room."""
+        wait in their crowds because those have their share of the room.
+
+        While more is due than was claimed, only a crowd of which nothing is in flight starts at once: what is due
+        may be anybody's, but hardly its own.
+        """
         if self._draining:
             return None
         limit = 0
-        free = 0 if self._behind else self._room.free
+        free = self._room.free
+        if self._behind and any(self._room.holds(crowd_of(message)) for message in messages):
+            free = 0
         aside: set[MessageId] = set()
         #: How many more of each crowd may start; None when only the others keep it out.
         left: dict[Crowd, int | None] = {}
@@ -358,6 +368,10 @@ class Engine:
             self._metrics.storage_errors.labels("set_aside").inc()
             self._log.warning("crowds.not_set_aside", count=len(claims), reason=str(reason))
             stayed = [claim.message.id for claim in claims]
+        else:
+            self._metrics.set_aside.inc(len(claims) - len(stayed))
+            for crowd, some in surplus.items():
+                self._log.info("crowd.set_aside", tenant=crowd.tenant, host=crowd.host, count=len(some))
         finally:
             self._give_back(1)
         for claim in claims if stayed else ():
@@ -426,9 +440,13 @@ class Engine:
         self._report(settlement)
 
     async def _deliver(self, claim: Claim) -> Settlement:
+        message = claim.message
+        held_until = await self._signer.held_until(message.tenant)
+        if held_until is not None:
+            self._log.info("delivery.held", message=text_of("msg_", message.id), due_at=held_until)
+            return released(claim, now=self._clock.now(), due_at=held_until)
         if is_last_chance(claim):
             await self._until_alone()
-        message = claim.message
         request = message.request
         signature = await self._signer.sign(message.tenant, url=request.url, body=request.body)
         attempt = await self._sender.send(

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 
 from relay.clock import Clock
+from relay.domain.cron import Cron
 from relay.domain.errors import RelayError, TooLarge, Unavailable
 from relay.domain.message import Message, TenantId
 from relay.domain.schedule import Run, RunOutcome, Schedule, due_runs, scheduled_messages
@@ -134,6 +135,10 @@ class Scheduler:
         schedule = due.schedule
         next_at = None
         try:
+            if due.disabled:
+                # Like those of a pause, its ticks are over when it goes on.
+                next_at = Cron.parse(schedule.cron).next_after(now)
+                return Firing(schedule=schedule, runs=(), messages=(), next_at=next_at, error=schedule.error)
             plan = due_runs(schedule, now=now, grace_ms=self._grace_ms, in_progress=due.in_progress)
             next_at = plan.next_at
             runs = list(plan.skips)  # all of them older than any tick to run

@@ -338,7 +338,9 @@ def _draft(
         ),
         url_group=None if isinstance(to, str) else to.name,
         retry=RetryPolicy(
-            max_retries=_DEFAULT_RETRIES if terms.max_retries is None else terms.max_retries,
+            max_retries=min(_DEFAULT_RETRIES, context.limits.max_retries)
+            if terms.max_retries is None
+            else terms.max_retries,
             delay=terms.retry_delay,
         ),
         delay_ms=terms.delay_ms,

@@ -111,12 +111,12 @@ def log_entries(
 
 
 def log_page(
-    events: Sequence[Event], page: Page, states: Collection[State], *, complete: bool
+    events: Sequence[Event], page: Page, states: Collection[State], *, next_position: int | None
 ) -> tuple[list[Json], str | None]:
     """A page of log entries out of rows in page order, which begin with the cursor's, and the next cursor.
 
-    `complete` says that nothing follows these rows. A row is several entries or none, so that a page may end
-    inside of one, or hold fewer entries than were asked for although more follow.
+    `next_position` is where to go on behind these rows, None when nothing follows them. A row is several entries or
+    none, so that a page may end inside of one, or hold fewer entries than were asked for although more follow.
     """
     entries: list[Json] = []
     size = 0
@@ -130,10 +130,7 @@ def log_page(
                 return entries, log_cursor(Cursor(position=event.position, index=index))
             entries.append(entry)
             size += len(event.message.request.body) + len(event.response_body)
-    if complete or not events:
-        return entries, None
-    last = events[-1]
-    return entries, log_cursor(Cursor(position=last.position, index=len(last.change.states)))
+    return entries, None if next_position is None else log_cursor(Cursor(position=next_position))
 
 
 def url_group_json(group: UrlGroup) -> Json:

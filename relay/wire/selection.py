@@ -114,10 +114,14 @@ _FORMS = {
 def select(endpoint: Endpoint, query: Iterable[tuple[str, str]], body: bytes = b"") -> tuple[Selection, Page]:
     """What a request with this decoded query, and this JSON body if there is one, means. Raises `Invalid`.
 
-    A parameter of the body counts when the query does not have it.
+    A parameter of the body counts when the query does not have it; but it has to make sense.
     """
     form = _FORMS[endpoint]
-    given = _of_body(form, body) | _of_query(form, query)
+    given = _of_query(form, query)
+    if said := _of_body(form, body):
+        _selection(said)
+        _page(form, said)
+        given = said | given
     selection = _selection(given)
     if form.alone is not None and form.alone in given:
         selection = Selection(

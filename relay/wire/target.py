@@ -21,6 +21,9 @@ MAX_URL_LENGTH = 8192
 #: Characters of a URL group's name.
 MAX_NAME_LENGTH = 256
 
+#: What the SDKs call the language model that QStash used to host.
+_HOSTED_MODEL = "api/llm"
+
 _MAX_AUTHORITY_LENGTH = 1024
 _MAX_HOST_LENGTH = 253
 _TOKEN_PARAMETER = "qstash_token"  # noqa: S105 - the name, not a secret
@@ -34,6 +37,8 @@ _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 _USERINFO = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:%-]*")
 _HOST = re.compile(r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
 _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]*)(?::([0-9]{1,5}))?")
+_BYTE = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_LITERAL = re.compile(rf"https?://(?:[^@/?]*@)?(?:\[([^\]]*)\]|({_BYTE}(?:\.{_BYTE}){{3}}))(?=[:/?]|$)")
 _VISIBLE = "".join(map(chr, range(0x21, 0x7F)))
 
 
@@ -129,6 +134,11 @@ def parse_destination(text: str) -> Target:
     if _URL.match(text):
         return Target(destination=parse_url(text, "destination"), kind=Kind.URL)
     name = _decoded(text, "destination") if "%" in text else text
+    if name == _HOSTED_MODEL:
+        raise Invalid(
+            "destination",
+            f"{_HOSTED_MODEL} is not offered: Relay hosts no language model, name a provider's URL",
+        )
     if _NAME.fullmatch(name) is None:
         raise Invalid(
             "destination",
@@ -167,6 +177,16 @@ def parse_url(text: str, field: str) -> str:
     if len(url) > MAX_URL_LENGTH:
         raise Invalid(field, f"is longer than {MAX_URL_LENGTH} characters")
     return url
+
+
+def literal_host(url: str) -> str | None:
+    """The IP address that stands in the place of the host of a URL as `parse_url` returns it; None for a name.
+
+    >>> literal_host("http://me@[::1]:8080/"), literal_host("https://10.0.0.1.example/")
+    ('::1', None)
+    """
+    match = _LITERAL.match(url)
+    return None if match is None else match[1] or match[2]
 
 
 @lru_cache(maxsize=1024)

@@ -9,13 +9,12 @@ from relay.clock import SharedClock
 from relay.domain.dead_letter import DeadLetter, DeadLetterId
 from relay.domain.delivery import Lease, Settlement, released
 from relay.domain.errors import Unavailable
-from relay.domain.event import Event
 from relay.domain.fairness import Crowd
 from relay.domain.gates import Gate, GateChange, GateKind, is_gated, moves_gates
 from relay.domain.message import Headers, Message, MessageId, TenantId
 from relay.domain.schedule import Run, Schedule
 from relay.domain.selection import Order, Selection
-from relay.domain.tenant import Principal, Tenant
+from relay.domain.tenant import Principal, Tenant, TenantLimits, Token
 from relay.domain.url_group import Endpoint, EndpointRef, UrlGroup
 from relay.ids import Ids, random_name
 from storage.codec import Row
@@ -34,6 +33,7 @@ from storage.protocol import (
     DueSchedule,
     Firing,
     FlowKey,
+    History,
     Page,
     Published,
     Retention,
@@ -138,6 +138,8 @@ class PostgresStorage:
         #: Look-ups by key, which answer requests, never queue behind searches.
         self._lookups = Pool(server, _LOOKUP, 2)
         self._searches = Pool(server, _SEARCH, 2)
+        #: One walk through history at a time, so that other searches need not wait.
+        self._walks = Pool(server, _SEARCH, 1)
         self._changes = Pool(server, _CHANGE, 2)
         self._transfers = Pool(server, _TRANSFER, 1)
         self._watch = Watch(server, node, clock, woken=self._woken)
@@ -393,8 +395,8 @@ class PostgresStorage:
     async def put_token(self, token_hash: bytes, principal: Principal, *, now: int) -> None:
         await self._write(lambda: catalog.put_token(token_hash, principal, now=now))
 
-    async def delete_token(self, token_hash: bytes) -> None:
-        await self._write(lambda: catalog.delete_token(token_hash))
+    async def delete_token(self, token_hash: bytes) -> bool:
+        return await self._write(lambda: catalog.delete_token(token_hash))
 
     async def delete_tokens(self, tenant: TenantId, *, read_only: bool, keep: bytes | None) -> int:
         return await self._write(lambda: catalog.delete_tokens(tenant, read_only=read_only, keep=keep))
@@ -426,16 +428,42 @@ class PostgresStorage:
     async def swap_setting(self, name: str, *, old: str | None, new: str) -> bool:
         return await self._write(lambda: catalog.swap_setting(name, old=old, new=new))
 
+    # Accounts
+
+    async def add_tenant(self, user_id: str, *, current_key: str, next_key: str, now: int) -> Tenant | None:
+        return await self._write(
+            lambda: catalog.add_tenant(user_id, current_key=current_key, next_key=next_key, now=now)
+        )
+
+    async def put_limits(self, tenant: TenantId, limits: TenantLimits) -> bool:
+        return await self._write(lambda: catalog.put_limits(tenant, limits))
+
+    async def put_disabled(self, tenant: TenantId, *, at: int | None) -> bool:
+        return await self._write(lambda: catalog.put_disabled(tenant, at=at))
+
+    async def tokens(self, tenant: TenantId) -> Sequence[Token]:
+        return await self._lookups.read(lambda: catalog.tokens(tenant))
+
+    async def issue_token(self, token: Token) -> None:
+        await self._write(lambda: catalog.issue_token(token))
+
     # Archive
 
     async def message(self, tenant: TenantId, message_id: MessageId) -> Message | None:
         return await self._lookups.read(lambda: archive.message(tenant, message_id))
 
     async def events(
-        self, tenant: TenantId, selection: Selection, *, order: Order, start: int | None, limit: int
-    ) -> Sequence[Event]:
-        return await self._searches.read(
-            lambda: archive.events(tenant, selection, order=order, start=start, limit=limit)
+        self,
+        tenant: TenantId,
+        selection: Selection,
+        *,
+        order: Order,
+        start: int | None,
+        limit: int,
+        walk: int | None = None,
+    ) -> History:
+        return await self._walks.read(
+            lambda: archive.events(tenant, selection, order=order, start=start, limit=limit, walk=walk)
         )
 
     async def dead_letter(self, tenant: TenantId, dead_letter_id: DeadLetterId) -> DeadLetter | None:
@@ -550,7 +578,14 @@ class PostgresStorage:
             await self._changes.use(lambda connection: nodes.leave(connection, self._node))
         except Unavailable as problem:
             _log.warning("this process leaves without saying so: %s", problem)
-        for pool in (self._renewals, self._lookups, self._searches, self._changes, self._transfers):
+        for pool in (
+            self._renewals,
+            self._lookups,
+            self._searches,
+            self._walks,
+            self._changes,
+            self._transfers,
+        ):
             await pool.close()
 
     async def _change(self, work: Callable[[Tx], Awaitable[T]]) -> T:

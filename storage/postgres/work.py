@@ -593,14 +593,18 @@ async def _admit(tx: Tx, call: Claiming, begin: int) -> _Admitted:
     room = max(terms.limit - due, terms.limit // 2)
     if room == 0 and (await tx.run(gates.next_opening()) or now) <= oldest:
         room = 1
-    passing: list[Waiter] = []
+    passing: Sequence[Waiter] = ()
     if keys:
         for_keys = room - room // 2 if waiting else room
-        passing += await tx.run(gates.give_permits(keys, room=for_keys, max_bytes=terms.max_bytes, now=now))
+        passing, kept = await tx.run(
+            gates.give_permits(keys, room=for_keys, max_bytes=terms.max_bytes, room_for=terms.shares, now=now)
+        )
+        passed_over = passed_over or kept
     rest = left(terms, [one.size for one in passing])
     room -= len(passing)
-    if waiting and rest.limit and room > 0:
-        passing += await tx.run(crowds.let_in(waiting, room=room, max_bytes=rest.max_bytes, now=now))
+    if waiting and terms.shares and rest.limit and room > 0:
+        let_in = crowds.let_in(waiting, room=room, max_bytes=rest.max_bytes, room_for=terms.shares, now=now)
+        passing = [*passing, *await tx.run(let_in)]
     if not passing:
         return _Admitted((), lanes_at, passed_over, call)
     rows = await tx.rows(

@@ -5,7 +5,6 @@ from typing import NamedTuple, TypeVar
 
 from relay.domain.dead_letter import DeadLetter, DeadLetterId
 from relay.domain.delivery import Change
-from relay.domain.event import Event
 from relay.domain.message import Message, MessageId, TenantId
 from relay.domain.selection import Order, Selection
 from relay.ids import first_at
@@ -21,7 +20,7 @@ from storage.codec import (
     labels_of,
     message_of,
 )
-from storage.protocol import Retention
+from storage.protocol import History, Retention
 from storage.sql import gates
 from storage.sql.schedules import remember_outcomes
 from storage.sql.script import Parameters, Query, Script, slices
@@ -35,6 +34,14 @@ _SLICE = 500
 #: Row positions are time-ordered, but a row may tell of an instant this long before its position (an attempt that
 #: waited for storage to come back, a clock that was set back). Never of a later one.
 _TARDY_MS = 24 * 3_600_000
+
+#: Rows with a state that people look for, which have an index of their own.
+_UNUSUAL = "e.change > 4"
+
+_DIRECTION = {Order.EARLIEST_FIRST: "ASC", Order.LATEST_FIRST: "DESC"}
+_ONWARDS = {Order.EARLIEST_FIRST: ">=", Order.LATEST_FIRST: "<="}
+_UP_TO = {Order.EARLIEST_FIRST: "<=", Order.LATEST_FIRST: ">="}
+_STEP = {Order.EARLIEST_FIRST: 1, Order.LATEST_FIRST: -1}
 
 _EVENT_READ = ", ".join(f"e.{name}" for name in EVENT_COLUMNS.split(", "))
 _DEAD_LETTER_READ = ", ".join(f"d.{name}" for name in DEAD_LETTER_COLUMNS.split(", "))
@@ -69,41 +76,65 @@ def messages(tenant: TenantId, ids: Iterable[int]) -> Script[dict[int, Message]]
 
 
 def events(
-    tenant: TenantId, selection: Selection, *, order: Order, start: int | None, limit: int
-) -> Script[Sequence[Event]]:
+    tenant: TenantId,
+    selection: Selection,
+    *,
+    order: Order,
+    start: int | None,
+    limit: int,
+    walk: int | None = None,
+) -> Script[History]:
     """A page of history.
 
-    Filters on URL, host, path and address have no index: history is walked in its order until the page is full.
+    Filters on URL, host, path and address have no index: history is walked in its order until the page is full, or
+    `walk` rows were looked at.
     """
-    ids = yield from narrow(selection, tenant)
-    if ids is not None and not ids:
-        return []
-    bind = Parameters()
-    where = []
-    if ids is None:
-        where.append(f"e.tenant = {bind(tenant)}")
-    else:
-        # The sign keeps the planner from walking the whole tenant instead.
-        where.append(f"+e.tenant = {bind(tenant)} AND e.message_id IN {bind.several(ids)}")
-    where += _range("e.position", selection, bind)
-    where += instants("e.at", selection, bind)
+    begun = yield from _begun(tenant, selection, "e", "position", "at")
+    if begun is None:
+        return History()
+    where, bind, narrowed = begun
+    filters = len(where)
+    unusual = False
     if selection.states:
         changes = changes_of(selection.states)
         where.append(f"e.change IN {bind.several(changes)}")
-        if min(changes) > Change.DELIVERED:
-            where.append("e.change > 4")
+        unusual = min(changes) > Change.DELIVERED
+        if unusual:
+            where.append(_UNUSUAL)
     if selection.response_statuses:
         # Only an attempt that ended has a duration; one without an answer counts as status 0.
         statuses = bind.several(selection.response_statuses)
         where.append(f"e.duration_ms IS NOT NULL AND coalesce(e.status, 0) IN {statuses}")
-    of_message = list(conditions(selection, tenant, bind))
-    # CROSS JOIN is how SQLite is told the order: events first, their messages by key.
-    join = " CROSS JOIN messages m" if of_message else ""
-    where += ["m.id = e.message_id", *of_message] if of_message else []
+    join = _joined("e", selection, tenant, where, bind)
+    end = None
+    # A range of positions holds rows of other instants, too.
+    may_pass_over = len(where) > filters or selection.from_at is not None or selection.to_at is not None
+    if walk is not None and not narrowed and may_pass_over:
+        end = yield from _end_of_walk(tenant, selection, unusual, order=order, start=start, walk=walk)
     page = _Page(
         f"SELECT {_EVENT_READ} FROM events e{join} WHERE {' AND '.join(where)}", "e.position", 4, bind
     )
-    return (yield from page.read(tenant, event_of, order=order, start=start, limit=limit))
+    found = yield from page.read(tenant, event_of, order=order, start=start, limit=limit, end=end)
+    last = found[-1].position if len(found) >= limit else end
+    return History(events=found, next_position=None if last is None else last + _STEP[order])
+
+
+def _end_of_walk(
+    tenant: TenantId, selection: Selection, unusual: bool, *, order: Order, start: int | None, walk: int
+) -> Script[int | None]:
+    """The position of the last of `walk` rows, whether selected or not; None when there are fewer."""
+    bind = Parameters()
+    where = [f"e.tenant = {bind(tenant)}", *_range("e.position", selection, bind)]
+    if unusual:
+        where.append(_UNUSUAL)
+    if start is not None:
+        where.append(f"e.position {_ONWARDS[order]} {bind(storable_number(start))}")
+    rows = yield Query(
+        f"SELECT e.position FROM events e WHERE {' AND '.join(where)}"
+        f" ORDER BY e.position {_DIRECTION[order]} LIMIT 1 OFFSET {bind(walk - 1)}",
+        bind.values,
+    )
+    return rows[0][0] if rows else None
 
 
 def dead_letter(tenant: TenantId, dead_letter_id: DeadLetterId) -> Script[DeadLetter | None]:
@@ -122,22 +153,13 @@ def dead_letters(
                 tenant, selection.dead_letter_ids, order=order, start=start, limit=limit
             )
         )
-    ids = yield from narrow(selection, tenant)
-    if ids is not None and not ids:
+    begun = yield from _begun(tenant, selection, "d", "id", "failed_at")
+    if begun is None:
         return []
-    bind = Parameters()
-    where = []
-    if ids is None:
-        where.append(f"d.tenant = {bind(tenant)}")
-    else:
-        where.append(f"+d.tenant = {bind(tenant)} AND d.message_id IN {bind.several(ids)}")
-    where += _range("d.id", selection, bind)
-    where += instants("d.failed_at", selection, bind)
+    where, bind, _ = begun
     if selection.response_statuses:
         where.append(f"coalesce(d.status, 0) IN {bind.several(selection.response_statuses)}")
-    of_message = list(conditions(selection, tenant, bind))
-    join = " CROSS JOIN messages m" if of_message else ""
-    where += ["m.id = d.message_id", *of_message] if of_message else []
+    join = _joined("d", selection, tenant, where, bind)
     page = _Page(
         f"SELECT {_DEAD_LETTER_READ} FROM dead_letters d{join} WHERE {' AND '.join(where)}", "d.id", 2, bind
     )
@@ -197,12 +219,12 @@ def prune(retention: Retention, *, now: int, limit: int) -> Script[Removed]:
     rows = dead = 0
     for tenant in (yield from tenants_in("events")):
         if rows < limit:
-            rows += yield from _prune_events(tenant, retention.events_before, limit - rows)
+            before = retention.of(TenantId(tenant)).events_before
+            rows += yield from _prune_events(tenant, before, limit - rows)
     for tenant in (yield from tenants_in("dead_letters")):
         if rows < limit:
-            letters, forgotten = yield from _prune_dead_letters(
-                tenant, retention.dead_letters_before, limit - rows
-            )
+            before = retention.of(TenantId(tenant)).dead_letters_before
+            letters, forgotten = yield from _prune_dead_letters(tenant, before, limit - rows)
             dead += letters
             rows += letters + forgotten
     gone = yield Query(
@@ -215,7 +237,8 @@ def prune(retention: Retention, *, now: int, limit: int) -> Script[Removed]:
         (now, max(0, limit - rows)),
     )
     rows += len(gone)
-    # The last run that produced messages stays: the state of a schedule is read from it.
+    # The last run that produced messages stays: the state of a schedule is read from it. The others are shown
+    # to nobody, and go by the same instant for all tenants.
     gone = yield Query(
         """
         DELETE FROM runs WHERE (tenant, schedule_id, tick_at) IN (
@@ -277,6 +300,34 @@ def tenants_in(table: str) -> Script[Sequence[int]]:
         tenants.append(rows[0][0])
 
 
+def _begun(
+    tenant: TenantId, selection: Selection, row: str, key: str, at: str
+) -> Script[tuple[list[str], Parameters, bool] | None]:
+    """The first conditions on a `row` about a message, with its `key` and the instant `at`; whether they narrow the
+    search to few messages. None when nothing can be selected."""
+    ids = yield from narrow(selection, tenant)
+    if ids is not None and not ids:
+        return None
+    bind = Parameters()
+    where = [f"{row}.tenant = {bind(tenant)}"]
+    if ids is not None:
+        # The sign keeps the planner from walking the whole tenant instead.
+        where = [f"+{where[0]} AND {row}.message_id IN {bind.several(ids)}"]
+    where += _range(f"{row}.{key}", selection, bind)
+    where += instants(f"{row}.{at}", selection, bind)
+    return where, bind, ids is not None
+
+
+def _joined(row: str, selection: Selection, tenant: TenantId, where: list[str], bind: Parameters) -> str:
+    """The join with messages, when there are conditions on them, which are added to `where`."""
+    of_message = list(conditions(selection, tenant, bind))
+    if not of_message:
+        return ""
+    where += [f"m.id = {row}.message_id", *of_message]
+    # CROSS JOIN is how SQLite is told the order: these rows first, their messages by key.
+    return " CROSS JOIN messages m"
+
+
 def _dead_letters_with(
     tenant: TenantId, ids: Iterable[int], *, order: Order, start: int | None, limit: int
 ) -> Script[Sequence[DeadLetter]]:
@@ -315,25 +366,28 @@ class _Page:
         order: Order,
         start: int | None,
         limit: int,
+        end: int | None = None,
     ) -> Script[Sequence[T]]:
         """Rows that cannot be read, or whose message was forgotten between two steps, leave no gap: a page is only
-        short when there is nothing behind it."""
-        compare, direction, step = (">=", "ASC", 1) if order is Order.EARLIEST_FIRST else ("<=", "DESC", -1)
+        short when there is nothing behind it up to `end`."""
         column = self._message_column
         found: list[T] = []
         while True:
             bind = Parameters(self._bound)
             text = self._text
             if start is not None:
-                text += f" AND {self._key} {compare} {bind(storable_number(start))}"
+                text += f" AND {self._key} {_ONWARDS[order]} {bind(storable_number(start))}"
+            if end is not None:
+                text += f" AND {self._key} {_UP_TO[order]} {bind(end)}"
             wanted = limit - len(found)
-            rows = yield Query(f"{text} ORDER BY {self._key} {direction} LIMIT {bind(wanted)}", bind.values)
+            text += f" ORDER BY {self._key} {_DIRECTION[order]} LIMIT {bind(wanted)}"
+            rows = yield Query(text, bind.values)
             about = yield from messages(tenant, (row[column] for row in rows))
             known = [(*row, about[row[column]]) for row in rows if row[column] in about]
             found += decoded(known, lambda row: decode(row[:-1], row[-1]))
             if len(rows) < wanted or len(found) >= limit:
                 return found
-            start = rows[-1][1] + step
+            start = rows[-1][1] + _STEP[order]
 
 
 def _range(key: str, selection: Selection, bind: Parameters) -> Iterator[str]:

@@ -3,15 +3,32 @@
 from collections.abc import Sequence
 
 from relay.domain.message import TenantId
-from relay.domain.tenant import Principal, Tenant
-from storage.codec import principal_of, tenant_of
-from storage.sql.script import Query, Script
+from relay.domain.tenant import Principal, Tenant, TenantLimits, Token
+from storage.codec import (
+    TENANT_COLUMNS,
+    TOKEN_COLUMNS,
+    limits_text,
+    principal_of,
+    tenant_of,
+    token_of,
+    token_row,
+)
+from storage.sql.script import Parameters, Query, Script
 
-_TENANT = "SELECT id, user_id, current_key, next_key FROM tenants"
+_TENANT = f"SELECT {TENANT_COLUMNS} FROM tenants"
+
+#: Smaller numbers are those of accounts that a start makes, which may come after the first command.
+_FIRST_CREATED = 101
 
 
 def principal(token_hash: bytes) -> Script[Principal | None]:
-    rows = yield Query("SELECT tenant, read_only FROM tokens WHERE hash = ?1", (token_hash,))
+    rows = yield Query(
+        """
+        SELECT k.tenant, k.read_only, k.expires_at, t.limits, t.disabled_at
+        FROM tokens k LEFT JOIN tenants t ON t.id = k.tenant WHERE k.hash = ?1
+        """,
+        (token_hash,),
+    )
     return principal_of(rows[0]) if rows else None
 
 
@@ -19,23 +36,37 @@ def put_token(token_hash: bytes, principal: Principal, *, now: int) -> Script[No
     yield Query(
         """
         INSERT INTO tokens (hash, tenant, read_only, created_at) VALUES (?1, ?2, ?3, ?4)
-        ON CONFLICT (hash) DO UPDATE SET tenant = excluded.tenant, read_only = excluded.read_only
+        ON CONFLICT (hash) DO UPDATE
+        SET tenant = excluded.tenant, read_only = excluded.read_only, expires_at = NULL, issued = 0
         """,
         (token_hash, principal.tenant, int(principal.read_only), now),
     )
 
 
-def delete_token(token_hash: bytes) -> Script[None]:
-    yield Query("DELETE FROM tokens WHERE hash = ?1", (token_hash,))
-
-
 def delete_tokens(tenant: TenantId, *, read_only: bool, keep: bytes | None) -> Script[int]:
     rows = yield Query(
-        "DELETE FROM tokens WHERE tenant = ?1 AND read_only = ?2 AND hash <> ?3 RETURNING 1",
+        "DELETE FROM tokens WHERE tenant = ?1 AND read_only = ?2 AND hash <> ?3 AND issued = 0 RETURNING 1",
         # No token hashes to nothing.
         (tenant, int(read_only), keep if keep is not None else b""),
     )
     return len(rows)
+
+
+def tokens(tenant: TenantId) -> Script[Sequence[Token]]:
+    rows = yield Query(
+        f"SELECT {TOKEN_COLUMNS} FROM tokens WHERE tenant = ?1 ORDER BY created_at, hash", (tenant,)
+    )
+    return [token_of(row) for row in rows]
+
+
+def issue_token(token: Token) -> Script[None]:
+    bind = Parameters()
+    yield Query(f"INSERT INTO tokens ({TOKEN_COLUMNS}) VALUES {bind.several(token_row(token))}", bind.values)
+
+
+def delete_token(token_hash: bytes) -> Script[bool]:
+    rows = yield Query("DELETE FROM tokens WHERE hash = ?1 RETURNING 1", (token_hash,))
+    return bool(rows)
 
 
 def tenant(number: TenantId) -> Script[Tenant | None]:
@@ -57,6 +88,44 @@ def put_tenant(tenant: Tenant, *, now: int) -> Script[None]:
         """,
         (tenant.id, tenant.user_id, tenant.current_key, tenant.next_key, now),
     )
+
+
+def add_tenant(user_id: str, *, current_key: str, next_key: str, now: int) -> Script[Tenant | None]:
+    """Two that are created at once meet at the number both would take: one of them looks again."""
+    while not (yield Query("SELECT 1 FROM tenants WHERE user_id = ?1", (user_id,))):
+        rows = yield Query(
+            f"""
+            INSERT INTO tenants (id, user_id, current_key, next_key, created_at)
+            SELECT coalesce(max(id), 0) + 1, ?1, ?2, ?3, ?4 FROM (
+                SELECT id FROM tenants UNION ALL SELECT {_FIRST_CREATED - 1}
+            ) AS taken
+            WHERE TRUE
+            ON CONFLICT (id) DO NOTHING
+            RETURNING {TENANT_COLUMNS}
+            """,
+            (user_id, current_key, next_key, now),
+        )
+        if rows:
+            return tenant_of(rows[0])
+    return None
+
+
+def put_limits(number: TenantId, limits: TenantLimits) -> Script[bool]:
+    rows = yield Query(
+        "UPDATE tenants SET limits = ?2 WHERE id = ?1 RETURNING 1", (number, limits_text(limits))
+    )
+    return bool(rows)
+
+
+def put_disabled(number: TenantId, *, at: int | None) -> Script[bool]:
+    """One that is disabled already stays so since then."""
+    if at is None:
+        enable = Query("UPDATE tenants SET disabled_at = NULL WHERE id = ?1 RETURNING 1", (number,))
+        return bool((yield enable))
+    rows = yield Query(
+        "UPDATE tenants SET disabled_at = coalesce(disabled_at, ?2) WHERE id = ?1 RETURNING 1", (number, at)
+    )
+    return bool(rows)
 
 
 def create_tenant(new: Tenant, *, now: int) -> Script[Tenant]:
@@ -88,8 +157,8 @@ def rotate_keys(number: TenantId, *, fresh: str) -> Script[Tenant | None]:
     rows = yield Query(
         """
         UPDATE tenants SET current_key = next_key, next_key = ?2 WHERE id = ?1
-        RETURNING id, user_id, current_key, next_key
-        """,
+        RETURNING """
+        + TENANT_COLUMNS,
         (number, fresh),
     )
     return tenant_of(rows[0]) if rows else None

@@ -20,6 +20,7 @@ from storage.sql.gates import (
     Key,
     Waiter,
     ensured,
+    fitting,
     held_gates,
     lines,
     lock,
@@ -128,13 +129,13 @@ def open_crowds(room: Shares, now: int) -> Script[tuple[Sequence[tuple[Gate, int
 
 
 def let_in(
-    crowds: Sequence[tuple[Gate, int]], *, room: int, max_bytes: int | None, now: int
+    crowds: Sequence[tuple[Gate, int]], *, room: int, max_bytes: int | None, room_for: Shares, now: int
 ) -> Script[Sequence[Waiter]]:
     """Who leaves the crowds now; their deliveries are for the caller to lease."""
     crowds = crowds[:room]
     wants = shares([left for _, left in crowds], room)
     line = yield from lines({gate.id: want for (gate, _), want in zip(crowds, wants, strict=True)}, now)
-    passing = within([one for waiters in line.values() for one in waiters], max_bytes)
+    passing = within(fitting([one for waiters in line.values() for one in waiters], room_for), max_bytes)
     gates: dict[GateId, Gate] = {}
     for gate, _ in crowds:
         mine = [one for one in passing if one.gate == gate.id]

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from relay.domain.delivery import Settlement
+from relay.domain.fairness import Crowd, Shares
 from relay.domain.gates import (
     DEFAULT_PERIOD_MS,
     KEY_LIFETIME_MS,
@@ -140,7 +141,7 @@ Key = tuple[TenantId, GateKind, str]
 
 
 class Waiter(NamedTuple):
-    """A delivery that waits at a gate; `size` is that of its body."""
+    """A delivery that waits at a gate; `size` is that of its body, `host` where it goes."""
 
     gate: GateId
     tenant: TenantId
@@ -149,6 +150,7 @@ class Waiter(NamedTuple):
     flow: GateId | None
     has_slot: int
     size: int
+    host: str
 
 
 class Rest(NamedTuple):
@@ -320,16 +322,19 @@ def give_lanes(queues: Sequence[Gate], now: int) -> Script[int | None]:
 
 
 def give_permits(
-    keys: Sequence[Gate], *, room: int, max_bytes: int | None, now: int
-) -> Script[Sequence[Waiter]]:
-    """Who may be attempted now; their deliveries are for the caller to lease.
+    keys: Sequence[Gate], *, room: int, max_bytes: int | None, room_for: Shares | None, now: int
+) -> Script[tuple[Sequence[Waiter], bool]]:
+    """Who may be attempted now, their deliveries are for the caller to lease; and whether somebody was passed over
+    because his host has its share of the room.
 
     Keys for which there is no room are left as they are, so that next time they are the first.
     """
     keys = [as_of(key, now) for key in keys[:room]]
     wants = shares([permits(key, now) for key in keys], room)
     line = yield from lines({key.id: want for key, want in zip(keys, wants, strict=True)}, now)
-    passing = within([one for waiters in line.values() for one in waiters], max_bytes)
+    first = [one for waiters in line.values() for one in waiters]
+    able = fitting(first, room_for)
+    passing = within(able, max_bytes)
     gates = {}
     for key in keys:
         mine = [one for one in passing if one.gate == key.id]
@@ -338,7 +343,7 @@ def give_permits(
         _STAND, [(one.tenant, one.id, one.eligible_at, None, None, one.has_slot) for one in passing]
     )
     yield from save(gates.values(), now)
-    return passing
+    return passing, len(able) < len(first)
 
 
 # --- changing
@@ -605,7 +610,8 @@ def lines(wants: Mapping[GateId, int], due_at: int | None) -> Script[dict[GateId
     parts = [
         f"""SELECT * FROM (
             SELECT w.waits_at, w.tenant, w.id, w.eligible_at, w.flow, w.has_slot,
-                coalesce((SELECT length(m.body) FROM messages m WHERE m.id = w.id), 0)
+                coalesce((SELECT length(m.body) FROM messages m WHERE m.id = w.id), 0),
+                coalesce((SELECT m.host FROM messages m WHERE m.id = w.id), '')
             FROM gated w WHERE w.waits_at = {bind(gate)}{due} ORDER BY w.place, w.tenant, w.id LIMIT {bind(want)}
         ) l"""
         for gate, want in wants.items()
@@ -616,6 +622,14 @@ def lines(wants: Mapping[GateId, int], due_at: int | None) -> Script[dict[GateId
         for row in rows:
             line[row[0]].append(Waiter(*row))
     return line
+
+
+def fitting(waiters: Sequence[Waiter], room_for: Shares | None) -> Sequence[Waiter]:
+    """Those whose hosts and tenants have shares left, if those before them start."""
+    if room_for is None:
+        return waiters
+    fit = room_for.fitting(Crowd(tenant=one.tenant, host=one.host) for one in waiters)
+    return [one for one, fits in zip(waiters, fit, strict=True) if fits]
 
 
 def within(waiters: Sequence[Waiter], max_bytes: int | None) -> Sequence[Waiter]:

@@ -116,10 +116,16 @@ def due_schedules(*, now: int, limit: int) -> Script[tuple[Sequence[DueSchedule]
         later = yield Query("SELECT min(next_at) FROM schedules WHERE next_at > ?1", (now,))
         next_at = later[0][0]
     alive = yield from _alive(id_ for row in due for id_ in _last_ids(row))
+    disabled: set[int] = set()
+    if due:
+        tenants = yield Query("SELECT id FROM tenants WHERE disabled_at IS NOT NULL")
+        disabled.update(row[0] for row in tenants)
 
     def due_schedule(row: Row) -> DueSchedule:
         return DueSchedule(
-            schedule=schedule_of(row[:_WIDTH]), in_progress=not alive.isdisjoint(_last_ids(row))
+            schedule=schedule_of(row[:_WIDTH]),
+            in_progress=not alive.isdisjoint(_last_ids(row)),
+            disabled=row[0] in disabled,
         )
 
     found = decoded(due, due_schedule)

@@ -34,8 +34,12 @@ class _Table(Struct, frozen=True, kw_only=True):
 
 #: What is alive comes last: nothing could be delivered that is not complete.
 _TABLES = {
-    "tenants": _Table(key=("id",), rest=("user_id", "current_key", "next_key", "created_at")),
-    "tokens": _Table(key=("hash",), rest=("tenant", "read_only", "created_at")),
+    "tenants": _Table(
+        key=("id",), rest=("user_id", "current_key", "next_key", "created_at", "limits", "disabled_at")
+    ),
+    "tokens": _Table(
+        key=("hash",), rest=("tenant", "read_only", "created_at", "expires_at", "label", "issued")
+    ),
     "settings": _Table(
         key=("name",),
         rest=("value",),

@@ -31,8 +31,10 @@ _SOUND = (3, 51, 3)
 #: "RELY", in the file's header.
 APPLICATION_ID = 0x52454C59
 
-#: How long a statement waits for a lock that another process holds: publishers are to get their 503 soon.
+#: How long a statement waits for a lock that another process holds: publishers are to get their 503 soon, a command
+#: has time.
 _BUSY_MS = 1_500
+_BUSY_BESIDE_MS = 10_000
 
 _BUSY, _LOCKED, _NOMEM, _READONLY, _INTERRUPT, _IOERR = 5, 6, 7, 8, 9, 10
 _CORRUPT, _FULL, _CANTOPEN, _PROTOCOL, _NOTADB = 11, 13, 14, 15, 26
@@ -98,6 +100,18 @@ def connect_reader(path: Path) -> Connection:
     connection = _connect(path, "rw")
     try:
         for pragma in ("query_only = ON", "wal_autocheckpoint = 0", "cache_size = -4096"):
+            connection.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def connect_beside(path: Path) -> Connection:
+    """A connection that writes now and then, beside the one of a relay, and leaves checkpoints to that."""
+    connection = _connect(path, "rw")
+    try:
+        for pragma in ("wal_autocheckpoint = 0", "synchronous = FULL", f"busy_timeout = {_BUSY_BESIDE_MS}"):
             connection.execute(f"PRAGMA {pragma}")
     except BaseException:
         connection.close()

@@ -14,13 +14,12 @@ from typing import Any, TypeVar
 from relay.domain.dead_letter import DeadLetter, DeadLetterId
 from relay.domain.delivery import Lease, Settlement, released
 from relay.domain.errors import Unavailable
-from relay.domain.event import Event
 from relay.domain.fairness import Crowd
 from relay.domain.gates import Gate, GateChange, GateKind
 from relay.domain.message import Headers, Message, MessageId, TenantId
 from relay.domain.schedule import Run, Schedule
 from relay.domain.selection import Order, Selection
-from relay.domain.tenant import Principal, Tenant
+from relay.domain.tenant import Principal, Tenant, TenantLimits, Token
 from relay.domain.url_group import Endpoint, EndpointRef, UrlGroup
 from relay.ids import Ids
 from storage.codec import Row
@@ -32,6 +31,7 @@ from storage.protocol import (
     DueSchedule,
     Firing,
     FlowKey,
+    History,
     Page,
     Published,
     Retention,
@@ -85,10 +85,10 @@ async def open_sqlite(url: str, *, node: int = 0, migrate: bool = True) -> "Sqli
         temporary = tempfile.TemporaryDirectory(prefix="relay-", ignore_cleanup_errors=True)
         path = Path(temporary.name) / "relay.db"
     else:
-        path = _file_of(url)
+        path = file_of(url)
     lock = None
     try:
-        lock = _lock(path)
+        lock = lock_file(path)
         first = await asyncio.to_thread(_prepare, path, migrate)
         return SqliteStorage(path, node=node, first=first, lock=lock, temporary=temporary)
     except BaseException as error:
@@ -151,6 +151,8 @@ class SqliteStorage:
         #: Look-ups by key, which answer requests, never queue behind searches.
         self._lookups = Readers(path, 1)
         self._searches = Readers(path, 2)
+        #: One walk through history at a time: together they are no faster, and other searches need not wait.
+        self._walks = Readers(path, 1)
         self._transfers = Readers(path, 1, longest_s=_TRANSFER_S)
 
     @property
@@ -361,8 +363,8 @@ class SqliteStorage:
     async def put_token(self, token_hash: bytes, principal: Principal, *, now: int) -> None:
         await self._write(lambda: catalog.put_token(token_hash, principal, now=now))
 
-    async def delete_token(self, token_hash: bytes) -> None:
-        await self._write(lambda: catalog.delete_token(token_hash))
+    async def delete_token(self, token_hash: bytes) -> bool:
+        return await self._write(lambda: catalog.delete_token(token_hash))
 
     async def delete_tokens(self, tenant: TenantId, *, read_only: bool, keep: bytes | None) -> int:
         return await self._write(lambda: catalog.delete_tokens(tenant, read_only=read_only, keep=keep))
@@ -394,16 +396,42 @@ class SqliteStorage:
     async def swap_setting(self, name: str, *, old: str | None, new: str) -> bool:
         return await self._write(lambda: catalog.swap_setting(name, old=old, new=new))
 
+    # Accounts
+
+    async def add_tenant(self, user_id: str, *, current_key: str, next_key: str, now: int) -> Tenant | None:
+        return await self._write(
+            lambda: catalog.add_tenant(user_id, current_key=current_key, next_key=next_key, now=now)
+        )
+
+    async def put_limits(self, tenant: TenantId, limits: TenantLimits) -> bool:
+        return await self._write(lambda: catalog.put_limits(tenant, limits))
+
+    async def put_disabled(self, tenant: TenantId, *, at: int | None) -> bool:
+        return await self._write(lambda: catalog.put_disabled(tenant, at=at))
+
+    async def tokens(self, tenant: TenantId) -> Sequence[Token]:
+        return await self._lookups.run(catalog.tokens(tenant))
+
+    async def issue_token(self, token: Token) -> None:
+        await self._write(lambda: catalog.issue_token(token))
+
     # Archive
 
     async def message(self, tenant: TenantId, message_id: MessageId) -> Message | None:
         return await self._lookups.run(archive.message(tenant, message_id))
 
     async def events(
-        self, tenant: TenantId, selection: Selection, *, order: Order, start: int | None, limit: int
-    ) -> Sequence[Event]:
-        return await self._searches.run(
-            archive.events(tenant, selection, order=order, start=start, limit=limit)
+        self,
+        tenant: TenantId,
+        selection: Selection,
+        *,
+        order: Order,
+        start: int | None,
+        limit: int,
+        walk: int | None = None,
+    ) -> History:
+        return await self._walks.run(
+            archive.events(tenant, selection, order=order, start=start, limit=limit, walk=walk)
         )
 
     async def dead_letter(self, tenant: TenantId, dead_letter_id: DeadLetterId) -> DeadLetter | None:
@@ -502,6 +530,7 @@ class SqliteStorage:
         self._closed = True
         await self._lookups.close()
         await self._searches.close()
+        await self._walks.close()
         await self._transfers.close()
         # Last: the connection that closes last checkpoints and removes the log.
         await self._writer.close()
@@ -550,12 +579,12 @@ def _oldest_due() -> Script[int | None]:
     return rows[0][0] if rows else None
 
 
-def _file_of(url: str) -> Path:
+def file_of(url: str) -> Path:
     """The file itself: whoever comes by a symbolic link must find the same lock."""
     return Path(os.path.realpath(url.removeprefix("sqlite:///")))
 
 
-def _lock(path: Path) -> int:
+def lock_file(path: Path) -> int:
     """Hold `<file>.lock` for as long as this process uses the file: one file has one writing process.
 
     The kernel lets go when the process ends, however it ends. Command-line readers need no lock. `path` has no

@@ -362,14 +362,18 @@ def _admitted(tx: Tx, terms: ClaimTerms, now: int) -> tuple[Sequence[Row], Claim
     room = max(terms.limit - len(due), terms.limit // 2)
     if room == 0 and (tx.run(gates.next_opening()) or now) <= due[0][0]:
         room = 1
-    passing: list[Waiter] = []
+    passing: Sequence[Waiter] = ()
     if keys:
         for_keys = room - room // 2 if waiting else room
-        passing += tx.run(gates.give_permits(keys, room=for_keys, max_bytes=terms.max_bytes, now=now))
+        passing, kept = tx.run(
+            gates.give_permits(keys, room=for_keys, max_bytes=terms.max_bytes, room_for=terms.shares, now=now)
+        )
+        passed_over = passed_over or kept
     rest = left(terms, [one.size for one in passing])
     room -= len(passing)
-    if waiting and rest.limit and room > 0:
-        passing += tx.run(crowds.let_in(waiting, room=room, max_bytes=rest.max_bytes, now=now))
+    if waiting and terms.shares and rest.limit and room > 0:
+        let_in = crowds.let_in(waiting, room=room, max_bytes=rest.max_bytes, room_for=terms.shares, now=now)
+        passing = [*passing, *tx.run(let_in)]
         rest = left(terms, [one.size for one in passing])
     found = {(row[0], row[1]): row for row in tx.bulk(_CONTENT, [(one.tenant, one.id) for one in passing])}
     return [found[one.tenant, one.id] for one in passing], rest, passed_over

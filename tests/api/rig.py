@@ -20,6 +20,7 @@ from relay.api.auth import Authenticator, token_hash
 from relay.api.bodies import Bodies
 from relay.api.connection import ApiRunner, Bounds
 from relay.api.publish import PREFIX
+from relay.api.refusals import Refusals
 from relay.api.services import Services
 from relay.clock import FakeClock
 from relay.domain.cron import Cron
@@ -37,8 +38,11 @@ from tests.builders import OTHER_TENANT, TENANT
 TOKEN = "eyJVc2VySUQiOiJ0ZXN0cyJ9+/="
 READ_ONLY = "only-for-reading"
 FOREIGN = "of-another-account"
+DISABLED = "of-a-disabled-account"
 
 AUTHORIZATION = f"Bearer {TOKEN}"
+
+_DISABLED_TENANT = TenantId(1_000)
 
 KEYS = {"current": "sig_current0000000000", "next": "sig_next000000000000000"}
 
@@ -116,6 +120,7 @@ class Rig:
         limits: Limits,
         bodies: Bodies,
         trusted_proxies: Sequence[str],
+        walk: int,
     ) -> None:
         self.storage = storage
         self.clock = FakeClock()
@@ -123,6 +128,8 @@ class Rig:
         self.log = Recorder()
         self.problems: list[str] = []
         self.stopping = False
+        #: Addresses that may not be called.
+        self.forbidden: set[str] = set()
         self.violations: list[str] = []
         self.port = 0
         self.server: web.Server | None = None
@@ -136,17 +143,20 @@ class Rig:
         self.services = Services(
             storage=storage,
             publisher=self.publisher,
-            authenticator=Authenticator(storage, self.clock),
+            authenticator=Authenticator(storage, self.clock, limits),
             bodies=bodies,
             clock=self.clock,
             ids=Ids(),
             limits=limits,
             log=self.log,
+            refusals=Refusals(self.log, self.clock),
             ready=self._ready,
             metrics=_three_live,
             generate_key=lambda: next(fresh_keys),
             stopping=lambda: self.stopping,
             trusted_proxies=tuple(ip_network(network) for network in trusted_proxies),
+            walk=walk,
+            refusal=lambda address: f"{address} may not be called" if address in self.forbidden else None,
         )
 
     async def call(
@@ -166,17 +176,25 @@ class Rig:
         # A connection leaves the fast lane with the first request that is none of its: publishes have their own.
         session = self._publishing_session if target.startswith(PREFIX) else self._session
         data = BytesIO(body) if isinstance(body, bytes) else body
-        async with session.request(method, url, data=data, headers=sent) as response:
+        async with session.request(method, url, data=data, headers=sent, allow_redirects=False) as response:
             reply = Reply(response.status, response.headers, await response.read())
         self._check_lane(reply)
         return reply
 
-    async def call_json(self, method: str, target: str, body: object, *, token: str | None = TOKEN) -> Reply:
+    async def call_json(
+        self,
+        method: str,
+        target: str,
+        body: object,
+        *,
+        headers: Mapping[str, str] | None = None,
+        token: str | None = TOKEN,
+    ) -> Reply:
         return await self.call(
             method,
             target,
             body=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
+            headers={**(headers or {}), "Content-Type": "application/json"},
             token=token,
         )
 
@@ -359,6 +377,12 @@ class Rig:
         self._check_lane(reply)
         return reply
 
+    @property
+    def refusals(self) -> list[dict[str, object]]:
+        """What the log says of requests that were refused; that it says anything else is a failure."""
+        assert {event for event, _ in self.log.lines} <= {"request.refused"}, self.log.lines
+        return [fields for _, fields in self.log.lines]
+
     async def _ready(self) -> Sequence[str]:
         return self.problems
 
@@ -376,7 +400,8 @@ class Rig:
         assert isinstance(response.body, bytes)
         resource = request.match_info.route.resource
         path = "" if resource is None else resource.canonical
-        path = ALIASES.get(path, path.rstrip("/"))
+        if path not in self.specification.document["paths"]:
+            path = ALIASES.get(path, path.rstrip("/"))
         body, status = response.body, response.status
         if resource is None or path.removesuffix("/{rest}") in NOT_OFFERED:
             expected = (404, 405) if resource is None else (400,)
@@ -401,7 +426,7 @@ async def next_reply(reader: asyncio.StreamReader, method: str = "POST") -> Repl
         head = await reader.readuntil(b"\r\n\r\n")
         status_line, *lines = head.decode("latin-1").rstrip().split("\r\n")
         headers = CIMultiDict((name, value) for name, _, value in (line.partition(": ") for line in lines))
-        length = 0 if method == "HEAD" else int(headers["Content-Length"])
+        length = 0 if method == "HEAD" else int(headers.get("Content-Length", "0"))
         body = await reader.readexactly(length)
     return Reply(int(status_line.split()[1]), headers, body)
 
@@ -414,6 +439,7 @@ async def running(
     limits: Limits | None = None,
     bodies: Bodies | None = None,
     trusted_proxies: Sequence[str] = (),
+    walk: int = 1_000,
     lane: bool = True,
     bounds: Bounds = Bounds(),  # noqa: B008 - immutable
     max_closing_s: float = 5,
@@ -431,6 +457,7 @@ async def running(
                 limits=limits or Limits(),
                 bodies=bodies or Bodies(),
                 trusted_proxies=trusted_proxies,
+                walk=walk,
             )
             app = build_app(rig.services)
             app.on_response_prepare.append(rig._check)
@@ -460,8 +487,8 @@ def _client_session() -> aiohttp.ClientSession:
 
 
 async def _furnish(storage: Storage) -> None:
-    """Two accounts; the first has a token that may do everything and one that may only read."""
-    for tenant, user_id in ((TENANT, "tests"), (OTHER_TENANT, "others")):
+    """Three accounts: the first has a full token and one that may only read, the last is disabled."""
+    for tenant, user_id in ((TENANT, "tests"), (OTHER_TENANT, "others"), (_DISABLED_TENANT, "disabled")):
         await storage.put_tenant(
             Tenant(id=tenant, user_id=user_id, current_key=KEYS["current"], next_key=KEYS["next"]), now=0
         )
@@ -469,7 +496,9 @@ async def _furnish(storage: Storage) -> None:
         (TOKEN, TENANT, False),
         (READ_ONLY, TENANT, True),
         (FOREIGN, OTHER_TENANT, False),
+        (DISABLED, _DISABLED_TENANT, False),
     ):
         await storage.put_token(
             token_hash(token), Principal(tenant=TenantId(account), read_only=read_only), now=0
         )
+    await storage.put_disabled(_DISABLED_TENANT, at=0)

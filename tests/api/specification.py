@@ -19,12 +19,15 @@ Answered = tuple[str, str, int]
 
 
 class Specification:
-    """Remembers every answer it was shown and every member it found in one."""
+    """Remembers every answer it was shown, every member it found in one or missed there, and what errors said."""
 
     def __init__(self) -> None:
         self.document: dict[str, Any] = yaml.safe_load(PATH.read_text())
         self.answered: set[Answered] = set()
         self.members: set[str] = set()
+        #: The sentences of error answers.
+        self.errors: set[str] = set()
+        self.absences: set[str] = set()
 
     def operations(self) -> Iterator[tuple[str, str]]:
         """(METHOD, path) of everything described."""
@@ -39,11 +42,27 @@ class Specification:
 
     def parameters(self, method: str, path: str, place: str) -> set[str]:
         """The names of an operation's parameters in `place`: query or header."""
+        return set(self.described(method, path, place))
+
+    def described(self, method: str, path: str, place: str) -> dict[str, dict[str, Any]]:
+        """An operation's parameters in `place`, by name: query, header or path."""
         described = [
             *self.document["paths"][path].get("parameters", ()),
             *self.operation(method, path).get("parameters", ()),
         ]
-        return {parameter["name"] for parameter in map(self._resolved, described) if parameter["in"] == place}
+        return {
+            parameter["name"]: parameter
+            for parameter in map(self._resolved, described)
+            if parameter["in"] == place
+        }
+
+    def request_examples(self, method: str, path: str) -> Iterator[Any]:
+        """The bodies that an operation shows: text as text, all else to be sent as JSON."""
+        operation = self.operation(method, path)
+        if "requestBody" in operation:
+            for media in self._resolved(operation["requestBody"])["content"].values():
+                if "example" in media:
+                    yield media["example"]
 
     def promised(self) -> set[Answered]:
         """Every status of every operation."""
@@ -57,8 +76,16 @@ class Specification:
         """Every member of every object that some response may hold."""
         found: set[str] = set()
         for method, path, status in self.promised():
-            for media in self._response(method, path, status)["content"].values():
+            for media in self._response(method, path, status).get("content", {}).values():
                 self._note(media["schema"], found)
+        return found
+
+    def promised_absences(self) -> set[str]:
+        """Every member that some response may lack."""
+        found: set[str] = set()
+        for method, path, status in self.promised():
+            for media in self._response(method, path, status).get("content", {}).values():
+                self._note(media["schema"], set(), found)
         return found
 
     def violations(self, method: str, path: str, status: int, content_type: str, body: bytes) -> list[str]:
@@ -66,14 +93,20 @@ class Specification:
         here = f"{method} {path} {status}"
         if (method, path, status) not in self.promised():
             return [f"{here} is not described"]
+        described = self._response(method, path, status)
+        if "content" not in described:
+            self.answered.add((method, path, status))
+            return [f"{here}: a body is not described"] if body else []
         media_type = content_type.partition(";")[0]
-        media = self._response(method, path, status)["content"].get(media_type)
+        media = described["content"].get(media_type)
         if media is None:
             return [f"{here}: {media_type} is not described"]
         self.answered.add((method, path, status))
         if media_type != "application/json":
             return []
         value = json.loads(body)
+        if isinstance(value, dict) and "error" in value and status >= 400:
+            self.errors.add(value["error"])
         problems = [
             f"{here}: {problem.json_path}: {problem.message}"
             for problem in self._validator(media["schema"]).iter_errors(value)
@@ -90,7 +123,7 @@ class Specification:
             if "requestBody" in operation:
                 holders.append(self._resolved(operation["requestBody"]))
             for holder in holders:
-                for media in holder["content"].values():
+                for media in holder.get("content", {}).values():
                     if "example" in media:
                         yield f"{method} {path}", media["schema"], media["example"]
 
@@ -129,14 +162,18 @@ class Specification:
                 if member in value:
                     self.members.add(f"{name}/{member}")
                     self._see(part, value[member])
+                else:
+                    self.absences.add(f"{name}/{member}")
 
-    def _note(self, schema: dict[str, Any], found: set[str]) -> None:
+    def _note(self, schema: dict[str, Any], found: set[str], optional: set[str] | None = None) -> None:
         name = schema.get("$ref", "")
         schema = self._resolved(schema)
         for part in (*schema.get("allOf", ()), *schema.get("anyOf", ())):
-            self._note(part, found)
+            self._note(part, found, optional)
         if "items" in schema:
-            self._note(schema["items"], found)
+            self._note(schema["items"], found, optional)
         for member, part in schema.get("properties", {}).items():
             found.add(f"{name}/{member}")
-            self._note(part, found)
+            if optional is not None and member not in schema.get("required", ()):
+                optional.add(f"{name}/{member}")
+            self._note(part, found, optional)

@@ -8,8 +8,8 @@ import pytest
 from relay.api.app import ROUTES, Access, Route
 from relay.api.auth import token_hash
 from relay.domain.message import TenantId
-from relay.domain.tenant import Principal
-from tests.api.rig import FOREIGN, READ_ONLY, TOKEN, Rig
+from relay.domain.tenant import Principal, TenantLimits, Token
+from tests.api.rig import DISABLED, FOREIGN, READ_ONLY, TOKEN, Rig
 from tests.builders import OTHER_TENANT, TENANT
 
 
@@ -119,6 +119,58 @@ async def test_more_tokens_than_are_remembered_all_admit(rig: Rig) -> None:
     for token in (*tokens, *tokens):
         caller = await authenticator.caller(f"Bearer {token}", "")
         assert caller.tenant == TENANT
+
+
+async def issue(rig: Rig, token: str, *, expires_at: int | None = None) -> None:
+    await rig.storage.issue_token(
+        Token(hash=token_hash(token), tenant=TENANT, read_only=False, created_at=0, expires_at=expires_at)
+    )
+
+
+async def test_a_token_works_up_to_the_millisecond_it_expires_in(rig: Rig) -> None:
+    await issue(rig, "for-a-while", expires_at=rig.clock.now() + 500)
+    assert (await rig.call("GET", "/v2/keys", token="for-a-while")).status == 200
+    rig.clock.advance(499)
+    assert (await rig.call("GET", "/v2/keys", token="for-a-while")).status == 200
+    rig.clock.advance(1)
+    assert (await rig.call("GET", "/v2/keys", token="for-a-while")).status == 401
+    assert (await rig.call("POST", "/v2/publish/https://a.example", token="for-a-while")).status == 401
+    assert rig.by_lane == 1
+
+
+async def test_an_expired_token_does_not_spoil_a_valid_one(rig: Rig) -> None:
+    await issue(rig, "long-gone", expires_at=rig.clock.now())
+    assert (await rig.call("GET", f"/v2/keys?qstash_token={TOKEN}", token="long-gone")).status == 200
+    assert (await rig.call("GET", "/v2/keys?qstash_token=long-gone")).status == 200
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
+async def test_no_route_answers_a_disabled_account(rig: Rig, route: Route) -> None:
+    reply = await rig.call(route.method, example_of(route), token=DISABLED)
+    assert (reply.status, reply.error) == (403, "the account is disabled")
+
+
+async def test_a_disabled_header_is_not_lifted_by_the_querys_token(rig: Rig) -> None:
+    assert (await rig.call("GET", f"/v2/keys?qstash_token={TOKEN}", token=DISABLED)).status == 403
+
+
+async def test_disabling_and_enabling_an_account_counts_within_a_second(rig: Rig) -> None:
+    for at, status in ((None, 200), (0, 403), (None, 200)):
+        await rig.storage.put_disabled(TENANT, at=at)
+        rig.clock.advance(1_000)
+        assert (await rig.call("GET", "/v2/keys")).status == status
+    assert (await rig.call("GET", "/v2/keys", token=FOREIGN)).status == 200
+
+
+async def test_limits_of_an_account_count_within_a_second(rig: Rig) -> None:
+    assert (await rig.call("POST", "/v2/publish/https://a.example", body=b"12345")).status == 200
+    await rig.storage.put_limits(TENANT, TenantLimits(max_message_bytes=4))
+    rig.clock.advance(1_000)
+    assert (await rig.call("POST", "/v2/publish/https://a.example", body=b"12345")).status == 413
+    assert (await rig.call("POST", "/v2/publish/https://a.example", body=b"1234")).status == 200
+    assert (
+        await rig.call("POST", "/v2/publish/https://a.example", body=b"12345", token=FOREIGN)
+    ).status == 200
 
 
 def example_of(route: Route) -> str:

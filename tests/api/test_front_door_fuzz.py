@@ -1,12 +1,21 @@
-"""Whatever a client sends, the answer is a 2xx or a 4xx, and it is JSON."""
+"""Whatever a client sends, the answer is a 2xx or a 4xx, it is JSON, and the log tells which rule said no."""
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
 from urllib.parse import quote
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.api.rig import TOKEN, Reply, Rig, next_reply
+from relay.api.bodies import Bodies
+from relay.api.connection import Bounds
+from relay.wire.settings import SETTINGS, Door
+from tests.api.rig import TOKEN, Reply, Rig, next_reply, running, until
+from tests.api.specification import Specification
 
 #: One relay answers all examples; that it survives them is part of the test.
 hostile = settings(
@@ -33,34 +42,49 @@ PATHS = [
     b"/v2/keys",
     b"/v2/keys/rotate",
     b"/v2/batch",
+    b"/v2/schedules/a/pause",
+    b"/v2/enqueue/",
+    b"/v2/enqueue/q/https://example.com/",
+    b"/v2/queues",
+    b"/v2/queues/",
+    b"/v2/queues/q/pause",
+    b"/v2/flowControl",
+    b"/v2/flowControl/",
+    b"/v2/flowControl/a/pin",
+    b"/v2/globalParallelism",
+    b"/v2/trigger",
+    b"/docs",
+    b"/docs/",
+    b"/openapi.yaml",
+    b"/healthz",
     b"/v2/",
     b"/",
     b"",
 ]
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
 HEADERS = [
-    b"Upstash-Method",
-    b"Upstash-Timeout",
-    b"Upstash-Retries",
-    b"Upstash-Retry-Delay",
-    b"Upstash-Delay",
-    b"Upstash-Not-Before",
-    b"Upstash-Deduplication-Id",
-    b"Upstash-Content-Based-Deduplication",
-    b"Upstash-Label",
-    b"Upstash-Redact-Fields",
-    b"Upstash-Header-Forward",
-    b"Upstash-Cron",
-    b"Upstash-Schedule-Id",
-    b"Relay-Schedule-Catch-Up",
-    b"Relay-Schedule-Overlap",
+    *(setting.name.encode() for setting in SETTINGS),
+    *(
+        setting.name.replace("Upstash", prefix, 1).encode()
+        for setting in SETTINGS
+        for prefix in ("Upstash-Callback", "Upstash-Failure-Callback", "Upstash-Callback-Callback")
+        if Door.CALLBACK in setting.doors
+    ),
     b"Upstash-Forward-X",
     b"Upstash-Forward-",
-    b"Upstash-Callback",
+    b"Upstash-Callback-Forward-X",
     b"Upstash-",
+    b"Relay-",
     b"Content-Type",
+    b"Content-Encoding",
     b"X-Forwarded-For",
+    b"Forwarded",
     b"Cookie",
+    b"Expect",
+    b"If-None-Match",
+    b"Accept-Encoding",
+    b"Connection",
+    b"Upgrade",
 ]
 PARAMETERS = [
     "messageId",
@@ -106,9 +130,13 @@ def dumps_any(value: object) -> bytes:
 
 
 def require_sane(reply: Reply, rig: Rig) -> None:
+    """And take note of what the log said about it."""
     assert 200 <= reply.status < 500, reply
     assert reply.status == 200 or reply.body == b"" or json.loads(reply.body) is not None
-    assert rig.log.lines == []
+    told = [(line["request_id"], line["status"]) for line in rig.refusals if line["rule"]]
+    assert told == ([(reply.headers["X-Request-Id"], reply.status)] if reply.status >= 400 else [])
+    rig.log.lines.clear()
+    rig.clock.advance(1_000)
 
 
 @hostile
@@ -237,5 +265,106 @@ async def test_arbitrary_tokens(rig: Rig, authorization: bytes, query: bytes) ->
     )
     reply = await next_reply(reader)
     writer.close()
+    require_sane(reply, rig)
     assert reply.status in (400, 401)
     assert TOKEN not in reply.body.decode()
+
+
+of_a_head = st.sampled_from(
+    [
+        b"GET ",
+        b"POST ",
+        b"/v2/keys",
+        b"/v2/publish/https://example.com",
+        b" HTTP/1.1",
+        b" HTTP/1.0",
+        b"\r\n",
+        b"\n",
+        b"\r\n\r\n",
+        b"Host: a\r\n",
+        b"Authorization: Bearer " + TOKEN.encode() + b"\r\n",
+        b"Content-Length: 3\r\n",
+        b"Content-Length: 1\r\n",
+        b"Content-Length: -1\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: gzip\r\n",
+        b"3\r\nabc\r\n",
+        b"0\r\n\r\n",
+        b"Connection: close\r\n",
+        b"Connection: upgrade\r\nUpgrade: websocket\r\n",
+        b"Expect: 100-continue\r\n",
+        b": ",
+        b"abc",
+    ]
+)
+
+
+@pytest.fixture
+async def hasty(tmp_path: Path, specification: Specification) -> AsyncIterator[Rig]:
+    """A relay that waits for nobody."""
+    async with running(
+        tmp_path / "hasty.db",
+        specification,
+        bodies=Bodies(idle_s=0.02),
+        bounds=Bounds(head_s=0.02, idle_s=0.02),
+        max_closing_s=0.02,
+    ) as rig:
+        yield rig
+
+
+@settings(hostile, max_examples=150)
+@given(sent=st.lists(of_a_head | st.binary(max_size=20), max_size=12).map(b"".join))
+async def test_arbitrary_bytes(hasty: Rig, sent: bytes) -> None:
+    """Whoever says this has every request answered, and then is hung up on; nothing stays behind."""
+    reader, writer = await hasty.connect()
+    writer.write(sent)
+    answered = b""
+    # What was sent after the last word of the relay is answered by a reset.
+    with suppress(ConnectionResetError):
+        async with asyncio.timeout(20):
+            while piece := await reader.read(65_536):
+                answered += piece
+    writer.close()
+    statuses = [int(line[9:12]) for line in answered.split(b"\r\n") if line.startswith(b"HTTP/1.")]
+    assert all(status == 100 or 200 <= status < 300 or 400 <= status < 500 for status in statuses), answered
+    assert [line["status"] for line in hasty.refusals if line["status"] in statuses] == [
+        status for status in statuses if status >= 400
+    ]
+    hasty.log.lines.clear()
+    hasty.clock.advance(1_000)
+    await until(lambda: hasty.connections == 0)
+    assert hasty.services.bodies.held_bytes == 0
+
+
+@hostile
+@given(
+    method=st.sampled_from(METHODS),
+    path=st.sampled_from(PATHS[:-1]),
+    rest=of_a_target,
+    headers=st.lists(st.tuples(st.sampled_from(HEADERS), of_a_value), max_size=3),
+    body=st.binary(max_size=50),
+)
+async def test_a_connection_stays_in_step_whatever_was_asked_before(
+    rig: Rig, method: str, path: bytes, rest: bytes, headers: list[tuple[bytes, bytes]], body: bytes
+) -> None:
+    reader, writer = await rig.connect()
+    fields = [
+        (b"Host", b"relay"),
+        (b"Authorization", b"Bearer " + TOKEN.encode()),
+        (b"Content-Length", str(len(body)).encode()),
+        *headers,
+    ]
+    head = b"".join(b"%s: %s\r\n" % field for field in fields)
+    writer.write(b"%s %s HTTP/1.1\r\n%s\r\n%s" % (method.encode(), path + rest, head, body))
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n")
+    reply = await next_reply(reader, method)
+    while reply.status == 100:
+        reply = await next_reply(reader, method)
+    require_sane(reply, rig)
+    if reply.headers.get("Connection") == "close":
+        # A head that cannot be read does not say HEAD either.
+        assert await reader.read() == b"" or method == "HEAD"
+    else:
+        health = await next_reply(reader)
+        assert (health.status, health.json) == (200, {"status": "ok"})
+    writer.close()

@@ -2,11 +2,14 @@
 
 import hashlib
 from base64 import b64decode
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.api.rig import READ_ONLY, Rig
+from tests.api.rig import READ_ONLY, Rig, running
+from tests.api.specification import Specification
 
 
 async def events(rig: Rig, query: str = "") -> list[Any]:
@@ -202,6 +205,26 @@ async def test_pages_join_to_the_whole_log(rig: Rig) -> None:
                     break
                 cursor = reply.json["cursor"]
             assert seen == expected
+
+
+@pytest.mark.parametrize("order", ["latestFirst", "earliestFirst"])
+async def test_a_search_without_an_index_is_answered_in_short_pages_that_join(
+    tmp_path: Path, specification: Specification, order: str
+) -> None:
+    async with running(tmp_path / "relay.db", specification, walk=3) as rig:
+        for host in "aabbbbbbbaab":
+            await rig.publish(f"https://{host}.example/")
+        cursor = ""
+        pages: list[list[str]] = []
+        while True:
+            reply = await rig.call("GET", f"/v2/events?host=a.example&order={order}&cursor={cursor}")
+            pages.append([entry["url"] for entry in reply.json["events"]])
+            if "cursor" not in reply.json:
+                break
+            cursor = reply.json["cursor"]
+    assert list(chain(*pages)) == ["https://a.example/"] * 4
+    assert [] in pages
+    assert max(map(len, pages)) <= 3
 
 
 async def test_a_log_without_matches_has_no_cursor(rig: Rig) -> None:

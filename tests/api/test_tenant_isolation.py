@@ -1,131 +1,237 @@
-"""Accounts do not exist for each other."""
+"""Accounts do not exist for each other.
+
+Every operation of the route table is asked by another account, in two worlds: one where the first account has one
+of everything, and one where it has nothing. Both must give the very same answers, and leave the first account as it
+was: then no id, no name and no number of it can be seen or guessed. What a path or a query of a new route is to be
+filled with has to be said here; a route about which nothing is said fails.
+"""
+
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
 from relay.api.app import ROUTES
-from tests.api.rig import FOREIGN, TOKEN, Reply, Rig
+from tests.api.rig import FOREIGN, TOKEN, Reply, Rig, running
+from tests.api.specification import ALIASES, Specification
 
-#: Answers to a foreign account for which nothing of the first one may exist.
-NOTHING: dict[tuple[str, str], object] = {
-    ("DELETE", "/v2/messages"): {"cancelled": 0},
-    ("GET", "/v2/schedules"): [],
-    ("GET", "/v2/topics"): [],
-    ("DELETE", "/v2/topics/{name}"): {},
-    ("GET", "/v2/queues"): [],
-    ("DELETE", "/v2/queues/{queue}"): {},
-    ("POST", "/v2/queues/{queue}/pause"): {},
-    ("POST", "/v2/queues/{queue}/resume"): {},
-    ("GET", "/v2/flowControl"): [],
-    ("POST", "/v2/flowControl/{key}/pause"): {},
-    ("POST", "/v2/flowControl/{key}/resume"): {},
-    ("POST", "/v2/flowControl/{key}/unpin"): {},
-    ("POST", "/v2/flowControl/{key}/resetRate"): {},
-    ("POST", "/v2/flowControl/{key}/reset"): {},
-    ("GET", "/v2/dlq"): {"messages": []},
-    ("DELETE", "/v2/dlq"): {"deleted": 0},
-    ("POST", "/v2/dlq/retry"): {"responses": []},
-    ("GET", "/v2/events"): {"events": []},
-    ("GET", "/v2/logs"): {"logs": [], "events": []},
-}
-#: They make something, or show what is the account's own: tested by themselves.
-OWN = {"/v2/publish", "/v2/batch", "/v2/keys", "/v2/keys/rotate", "/v2/globalParallelism"}
-#: Without them a request says nothing.
+GROUP, SCHEDULE, LABEL, DEDUPLICATION = "their-group", "their-schedule", "their-label", "their-deduplication"
+QUEUE, KEY = "their-queue", "their-key"
+URL = "https://their-host.example/their-path"
+SECRETS = ("their-", "sig_")
+
+#: Bodies of operations that say nothing without one.
 BODIES = {
-    ("DELETE", "/v2/topics/{name}/endpoints"): b'{"endpoints": [{"url": "https://a.example"}]}',
+    ("POST", "/v2/batch"): b'[{"destination": "%s"}, {"destination": "https://a.example"}]' % GROUP.encode(),
+    ("POST", "/v2/queues"): b'{"queueName": "%s", "parallelism": 7}' % QUEUE.encode(),
+    ("POST", "/v2/topics/{name}/endpoints"): b'{"endpoints": [{"url": "https://a.example"}]}',
+    ("DELETE", "/v2/topics/{name}/endpoints"): b'{"endpoints": [{"url": "%s"}]}' % URL.encode(),
     ("PATCH", "/v2/topics/{name}"): b'{"headers": {"Upstash-Retries": "1"}}',
 }
+HEADERS = {
+    ("POST", "/v2/schedules/{destination}"): {"Upstash-Cron": "@daily", "Upstash-Schedule-Id": SCHEDULE}
+}
+#: They show what is the account's own, which the other may know by other means.
+OWN = {"/v2/keys", "/v2/keys/rotate"}
+_DESTINATION = "/{destination:(?s:.*)}"
+_METHODS = ("GET", "DELETE", "PATCH", "POST")
+#: Ids that are made for what the asking account makes itself.
+_FRESH = re.compile(rb"msg_[0-9a-z]{13}|scd_[0-9a-f]{20}")
 
 
-class Belongings:
-    """One of everything, belonging to the first account."""
+class World(NamedTuple):
+    """A relay, and what the ids of the first account's things are, or would be."""
 
-    def __init__(self, message_id: str, schedule_id: str, dlq_id: str) -> None:
-        self.ids = {
-            "message_id": message_id,
-            "schedule_id": schedule_id,
-            "dlq_id": dlq_id,
-            "name": "group",
-            "queue": "q",
-            "key": "k",
-        }
-
-    def path_of(self, template: str) -> str:
-        head, brace, rest = template.partition("{")
-        if not brace:
-            return head
-        name, _, tail = rest.partition("}")
-        return head + self.ids[name.partition(":")[0]] + tail.rpartition("}")[2]
+    rig: Rig
+    ids: Mapping[str, str]
 
 
-async def belongings_of(rig: Rig) -> Belongings:
-    _, dlq_id = await rig.dead_letter()
-    schedule_id = await rig.schedule()
-    await rig.put_group("https://a.example")
-    flow = {"Upstash-Flow-Control-Key": "k", "Upstash-Flow-Control-Value": "parallelism=3"}
-    await rig.call("POST", "/v2/enqueue/q/https://example.com", headers={**flow, "Upstash-Delay": "1h"})
-    return Belongings(await rig.publish(headers={"Upstash-Delay": "1h"}), schedule_id, dlq_id)
+@pytest.fixture
+async def worlds(tmp_path: Path, specification: Specification) -> AsyncIterator[tuple[World, World]]:
+    """One with the things of the first account, one without."""
+    for name in ("full", "empty"):
+        (tmp_path / name).mkdir()
+    async with (
+        running(tmp_path / "full" / "relay.db", specification) as full,
+        running(tmp_path / "empty" / "relay.db", specification) as empty,
+    ):
+        ids = await furnish(full)
+        empty.clock.advance(full.clock.now() - empty.clock.now())
+        # No id of the first world may be one that the other account is given in the second.
+        last = full.services.ids.next(full.clock.now())
+        while empty.services.ids.next(empty.clock.now()) < last:
+            pass
+        yield World(full, ids), World(empty, ids)
 
 
-async def everything(rig: Rig) -> list[Reply]:
-    """What the first account sees, request ids aside."""
-    paths = ["/v2/schedules", "/v2/topics", "/v2/dlq", "/v2/events?count=1000", "/v2/keys"]
+async def furnish(rig: Rig) -> Mapping[str, str]:
+    """One of everything; the ids, by the names that paths and queries have for them."""
+    await rig.publish(URL, headers={"Upstash-Label": LABEL})
+    await rig.attempt(200)
+    once = {"Upstash-Retries": "0", "Upstash-Label": LABEL}
+    flow = {"Upstash-Flow-Control-Key": KEY, "Upstash-Flow-Control-Value": "parallelism=3"}
+    await rig.schedule(URL, headers={**once, "Upstash-Schedule-Id": SCHEDULE})
+    await rig.put_group(URL, name=GROUP)
+    assert await rig.fire(SCHEDULE) is not None
+    for path in (f"/v2/publish/{GROUP}", f"/v2/enqueue/{QUEUE}/{URL}"):
+        assert (await rig.call("POST", path, headers={**once, **flow})).status == 200
+    assert await rig.attempt(404) == 3
+    failed, dlq_id = await rig.dead_letter(URL, headers=once)
+    delayed = {**flow, "Upstash-Delay": "1h"}
+    assert (await rig.call("POST", f"/v2/enqueue/{QUEUE}/{URL}", headers=delayed)).status == 200
+    waiting = await rig.publish(
+        URL,
+        headers={
+            "Upstash-Delay": "1h",
+            "Upstash-Label": LABEL,
+            "Upstash-Deduplication-Id": DEDUPLICATION,
+            "Upstash-Retries": "0",
+        },
+    )
+    return {
+        "message_id": waiting,
+        "schedule_id": SCHEDULE,
+        "dlq_id": dlq_id,
+        "name": GROUP,
+        "queue": QUEUE,
+        "key": KEY,
+        "failed": failed,
+    }
+
+
+#: What a query parameter has to say to meet the first account's things; {} are their ids.
+PARAMETERS = {
+    "callerIp": "127.0.0.1",
+    "count": "1",
+    "cursor": "{dlq_id}",
+    "dlqIds": "{dlq_id}",
+    "flowControlKey": KEY,
+    "fromDate": "0",
+    "host": "their-host.example",
+    "label": LABEL,
+    "messageId": "{failed}",
+    "messageIds": "{message_id}",
+    "order": "earliestFirst",
+    "parallelism": "5",
+    "path": "/their-path",
+    "period": "60",
+    "queueName": QUEUE,
+    "rate": "5",
+    "responseStatus": "404",
+    "scheduleId": SCHEDULE,
+    "search": "their",
+    "state": "FAILED",
+    "toDate": "9999999999999",
+    "topicName": GROUP,
+    "url": URL,
+}
+
+
+class Question(NamedTuple):
+    """A request by another account."""
+
+    method: str
+    target: str
+    body: bytes | None
+    headers: Mapping[str, str]
+
+
+def questions(ids: Mapping[str, str], specification: Specification) -> Iterator[Question]:
+    """About everything, by every path and every parameter that is offered; what makes something comes last."""
+    for route in sorted(ROUTES, key=lambda route: _METHODS.index(route.method)):
+        template = re.sub(r"\{(\w+)(?::(?:[^{}]|\{[^{}]*\})*)?\}", r"{\1}", route.path)
+        key = route.method, template
+        for destination in (GROUP, URL):
+            path = template.format(**ids, destination=destination)
+            question = Question(route.method, path, BODIES.get(key), HEADERS.get(key, {}))
+            yield question
+            deduplicated = {**question.headers, "Upstash-Deduplication-Id": DEDUPLICATION}
+            yield question._replace(headers=deduplicated)
+        described = specification.parameters(route.method, ALIASES.get(template, template), "query")
+        for name in sorted(described - {"qstash_token"}):
+            yield question._replace(target=f"{question.target}?{name}={PARAMETERS[name].format(**ids)}")
+
+
+async def asked(world: World, question: Question) -> Reply:
+    """The answer; what an account makes itself has ids of its own, which say nothing."""
+    reply = await world.rig.call(
+        question.method, question.target, body=question.body, headers=question.headers, token=FOREIGN
+    )
+    body = _FRESH.sub(b"a fresh id", reply.body) if reply.status < 300 else reply.body
+    return reply._replace(body=body, headers={})
+
+
+async def everything(rig: Rig, token: str = TOKEN) -> Any:
+    """What an account has."""
+    paths = ["/v2/schedules", "/v2/topics", "/v2/dlq", "/v2/logs?count=1000", "/v2/keys"]
     paths += ["/v2/queues", "/v2/flowControl"]
-    return [(await rig.call("GET", path))._replace(headers={}) for path in paths]
+    return {path: (await rig.call("GET", path, token=token)).json for path in paths}
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        (route.method, route.path)
-        for route in ROUTES
-        if route.path.partition("/{")[0] not in OWN
-        and "{destination" not in route.path
-        and (route.method, route.path) != ("POST", "/v2/topics/{name}/endpoints")
-        and (route.method, route.path) != ("POST", "/v2/queues")
-        and not route.path.endswith("/pin")
-    ],
-)
-async def test_another_accounts_things_are_not_found(rig: Rig, method: str, path: str) -> None:
-    belongings = await belongings_of(rig)
-    before = await everything(rig)
-    body = BODIES.get((method, path))
-    reply = await rig.call(method, belongings.path_of(path), body=body, token=FOREIGN)
-    if (method, path) in NOTHING:
-        assert reply.status in (200, 201)
-        assert reply.json == NOTHING[method, path]
-    else:
-        assert reply.status == 404
-    assert await everything(rig) == before
-    # The same request is possible for the account whose things they are.
-    assert (await rig.call(method, belongings.path_of(path), body=body)).status in (200, 201)
+async def test_no_answer_tells_whether_another_account_has_anything(
+    worlds: tuple[World, World], specification: Specification
+) -> None:
+    full, empty = worlds
+    before = await everything(full.rig)
+    assert all(before.values())
+    count = 0
+    for question in questions(full.ids, specification):
+        there, nowhere = await asked(full, question), await asked(empty, question)
+        assert there == nowhere, question
+        if question.target not in OWN:
+            said = there.body.decode()
+            asked_for = [question.target, (question.body or b"").decode(), *question.headers.values()]
+            leaked = [word for word in SECRETS if word in said and not any(word in one for one in asked_for)]
+            assert leaked == [], question
+        count += 1
+    assert count > 2 * len(ROUTES)
+    assert await everything(full.rig) == before
+    assert (await full.rig.show(full.ids["message_id"]))["messageId"] == full.ids["message_id"]
 
 
-@pytest.mark.parametrize(
-    ("method", "target"),
-    [
-        ("DELETE", "/v2/messages?messageIds={message_id}"),
-        ("GET", "/v2/dlq?dlqIds={dlq_id}"),
-        ("DELETE", "/v2/dlq?dlqIds={dlq_id}"),
-        ("GET", "/v2/events?messageId={message_id}"),
-        ("GET", "/v2/events?label=shared"),
-        ("GET", "/v2/events?scheduleId={schedule_id}"),
-    ],
-)
-async def test_naming_another_accounts_things_does_not_find_them(rig: Rig, method: str, target: str) -> None:
-    belongings = await belongings_of(rig)
-    await rig.publish(headers={"Upstash-Label": "shared"})
-    before = await everything(rig)
-    reply = await rig.call(method, target.format(**belongings.ids), token=FOREIGN)
-    assert reply.status == 200
-    assert set(map(str, reply.json.values())) <= {"0", "[]"}
-    assert await everything(rig) == before
+async def test_every_question_finds_something_when_it_is_asked_by_the_owner(
+    tmp_path: Path, specification: Specification
+) -> None:
+    """Otherwise the test before would ask about nothing."""
+    async with running(tmp_path / "relay.db", specification) as rig:
+        ids = await furnish(rig)
+        for name in ("message_id", "dlq_id", "schedule_id", "name", "queue", "key"):
+            paths = [
+                re.sub(r"\{(\w+)(?::.*)?\}", r"{\1}", route.path)
+                for route in ROUTES
+                if route.method == "GET" and route.path.endswith(f"{{{name}}}")
+            ]
+            assert paths
+            for path in paths:
+                assert (await rig.call("GET", path.format(**ids))).status == 200
+        for path, member in (("/v2/logs", "logs"), ("/v2/dlq", "messages")):
+            for parameter in specification.parameters("GET", path, "query") - {"qstash_token", "cursor"}:
+                value = PARAMETERS[parameter].format(**ids)
+                reply = await rig.call("GET", f"{path}?{parameter}={value}")
+                assert reply.status == 200
+                assert reply.json[member], (path, parameter)
 
 
-async def test_another_accounts_dead_letter_cannot_be_retried_by_its_id(rig: Rig) -> None:
-    belongings = await belongings_of(rig)
-    reply = await rig.call("POST", f"/v2/dlq/retry?dlqIds={belongings.ids['dlq_id']}", token=FOREIGN)
-    assert reply.status == 404
-    assert await rig.dead_letter_ids() == [belongings.ids["dlq_id"]]
+async def test_a_foreign_id_is_as_unknown_as_one_that_never_was(rig: Rig) -> None:
+    ids = await furnish(rig)
+    unknown = dict.fromkeys(ids, "nobody") | {"message_id": "msg_0000000000001", "dlq_id": "1-1"}
+    for route in sorted(ROUTES, key=lambda route: _METHODS.index(route.method)):
+        found = re.search(r"\{(\w+)(:[^/]*)?\}", route.path)
+        if found is None or found[1] == "destination":
+            continue
+        template = route.path.replace(found[0], "{id}").replace(_DESTINATION, "/https://a.example")
+        body = BODIES.get((route.method, re.sub(r":[^{}]*", "", route.path)))
+        replies = [
+            await rig.call(route.method, template.format(id=one[found[1]]), body=body, token=FOREIGN)
+            for one in (ids, unknown)
+        ]
+        theirs, nobodys = (
+            (reply.status, _FRESH.sub(b"a fresh id", reply.body.replace(one[found[1]].encode(), b"the id")))
+            for reply, one in zip(replies, (ids, unknown), strict=True)
+        )
+        assert theirs == nobodys, route
 
 
 async def test_a_deduplication_id_is_an_accounts_own(rig: Rig) -> None:
@@ -136,10 +242,6 @@ async def test_a_deduplication_id_is_an_accounts_own(rig: Rig) -> None:
 
 async def test_a_url_group_is_an_accounts_own(rig: Rig) -> None:
     await rig.put_group("https://a.example")
-    for path in ("/v2/publish/group", "/v2/schedules/group"):
-        reply = await rig.call("POST", path, headers={"Upstash-Cron": "@daily"}, token=FOREIGN)
-        assert reply.status == 404
-    assert (await rig.call_json("POST", "/v2/batch", [{"destination": "group"}], token=FOREIGN)).status == 404
     await rig.put_group("https://b.example", token=FOREIGN)
     (mine,) = (await rig.call("POST", "/v2/publish/group")).json
     (theirs,) = (await rig.call("POST", "/v2/publish/group", token=FOREIGN)).json
@@ -155,12 +257,8 @@ async def test_a_schedule_id_is_an_accounts_own(rig: Rig) -> None:
     assert (await rig.show_schedule("mine", token=TOKEN))["destination"] == "https://example.com/first"
 
 
-async def test_gates_of_one_name_are_each_accounts_own(rig: Rig) -> None:
-    await belongings_of(rig)
-    before = await everything(rig)
-    wanted = {"queueName": "q", "parallelism": 5, "paused": True}
-    assert (await rig.call_json("POST", "/v2/queues", wanted, token=FOREIGN)).status == 200
-    assert (await rig.call("POST", "/v2/flowControl/k/pin?parallelism=9", token=FOREIGN)).status == 200
-    assert await everything(rig) == before
-    assert (await rig.call("GET", "/v2/queues/q", token=FOREIGN)).json["parallelism"] == 5
-    assert (await rig.call("GET", "/v2/globalParallelism", token=FOREIGN)).json["parallelismCount"] == 0
+async def test_keys_are_an_accounts_own(rig: Rig) -> None:
+    before = (await rig.call("GET", "/v2/keys")).json
+    rotated = (await rig.call("POST", "/v2/keys/rotate", token=FOREIGN)).json
+    assert (await rig.call("GET", "/v2/keys", token=FOREIGN)).json == rotated != before
+    assert (await rig.call("GET", "/v2/keys")).json == before

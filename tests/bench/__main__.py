@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import claim, drain, end_to_end, latency, memory, systems
+from tests.bench import claim, drain, end_to_end, gates, latency, memory, systems
 from tests.bench.table import Finding, show
 
 
@@ -24,6 +24,7 @@ def main() -> None:
             drain.Options(messages=50_000, floor_messages=5_000, directory=directory)
         ),
         "claim": lambda: claim.measure(claim.Options(sizes=(1_000, 100_000), directory=directory)),
+        "gates": lambda: gates.measure(gates.Options(closed=(0, 10_000), directory=directory)),
         "memory": lambda: memory.measure(
             memory.Options(messages=50_000, idle_seconds=5, directory=directory)
         ),

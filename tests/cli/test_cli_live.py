@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -209,6 +210,104 @@ def test_a_schedule_lives_through_its_commands(person: Person) -> None:
     assert person.json("schedules", "list") == []
 
 
+def test_a_queue_lives_through_its_commands(person: Person, server: Server) -> None:
+    assert "parallelism  2\n" in person("queues", "set", "jobs", "--parallelism", "2").out
+    assert person("queues", "pause", "jobs") == (0, "jobs  paused\n", "")
+    ids = [person.publish(f"{server.url}/{number}", "--queue", "jobs") for number in "12"]
+    [queue] = person.json("queues", "get", "jobs")
+    assert (queue["name"], queue["parallelism"], queue["lag"], queue["paused"]) == ("jobs", 2, 2, True)
+    shown = person("queues", "get", "jobs").out
+    assert "state        paused\n" in shown
+    assert "unfinished   2\n" in shown
+    assert person.json("queues", "set", "jobs")["parallelism"] == 2
+    row = person("queues", "list").out.splitlines()[1].split()
+    assert row[:4] == ["jobs", "paused", "2", "2"]
+    assert person("queues", "delete", "jobs").code == 2
+    assert person("queues", "delete", "jobs", typed=b"n\n").code == 130
+    refused = person("queues", "delete", "jobs", "nothing", typed=b"n\n")
+    assert "Delete jobs and nothing and cancel what is unfinished of 2 messages? [y/N]" in refused.err
+    assert person.json("queues", "resume", "jobs") == {"resumed": ["jobs"], "notFound": []}
+    assert [person.watch(id, until="DELIVERED")[-1] for id in ids] == ["DELIVERED"] * 2
+    assert person("queues", "delete", "jobs", typed=b"y\n").out == "jobs  deleted\n"
+    gone = person("queues", "get", "jobs")
+    assert (gone.code, gone.err) == (4, 'relay: queue "jobs" not found (404)\n')
+    assert person.json("queues", "delete", "jobs", "--yes") == {"deleted": ["jobs"], "notFound": []}
+    assert person.json("queues", "list") == []
+
+
+def test_a_url_group_lives_through_its_commands(person: Person, server: Server) -> None:
+    added = person("url-groups", "add", "orders", f"{server.url}/a", f"billing={server.url}/b?x=1")
+    assert added == (0, f"{server.url}/a  added\nbilling={server.url}/b?x=1  added\n", "")
+    [group] = person.json("url-groups", "get", "orders")
+    assert [endpoint.get("name") for endpoint in group["endpoints"]] == [None, "billing"]
+    assert f"endpoint   billing={server.url}/b?x=1\n" in person("url-groups", "get", "orders").out
+    assert f"{server.url}/a, billing={server.url}/b?x=1" in person("url-groups", "list").out
+    ids = person("publish", "orders").out.split()
+    assert [person.watch(id, until="DELIVERED")[-1] for id in ids] == ["DELIVERED"] * 2
+    assert sorted(request.target for request in server.requests) == ["/a", "/b?x=1"]
+    removed = person("url-groups", "remove", "orders", "billing")
+    assert removed == (0, "billing  removed\n", "")
+    assert person.json("url-groups", "remove", "orders", f"{server.url}/a") == {
+        "removed": [{"url": f"{server.url}/a"}]
+    }
+    assert person("url-groups", "get", "orders").code == 4
+    person("url-groups", "add", "orders", server.url)
+    assert person.json("url-groups", "delete", "orders") == {"deleted": ["orders"], "notFound": []}
+    assert person.json("url-groups", "list") == []
+
+
+def test_a_flow_control_key_lives_through_its_commands(person: Person, server: Server) -> None:
+    key = "customer 17/ü"
+
+    def shown() -> str:
+        return re.sub("  +", "  ", person("flow-control", "get", key).out)
+
+    assert person("flow-control", "pause", key) == (0, f"{key}  paused\n", "")
+    limits = ("--flow-key", key, "--flow-limits", "parallelism=3, rate=5, period=1m")
+    id = person.publish(server.url, *limits)
+    assert "state  paused\n" in shown()
+    assert "in flight  0 of 3\n" in shown()
+    assert "started  0 of 5 in 60 s\n" in shown()
+    assert "waiting  1\n" in shown()
+    assert person.json("flow-control", "pin", key, "--parallelism", "1", "--rate", "9", "--period", "1h") == {
+        "pinned": [key],
+        "notFound": [],
+    }
+    [found] = person.json("flow-control", "get", key)
+    assert (found["parallelismMax"], found["rateMax"], found["ratePeriod"]) == (1, 9, 3600)
+    assert "pinned  parallelism, rate\n" in shown()
+    assert person("flow-control", "unpin", key, "--rate") == (0, f"{key}  unpinned\n", "")
+    assert "pinned  parallelism\n" in shown()
+    person("flow-control", "unpin", key)
+    assert "pinned" not in shown()
+    assert person.json("flow-control", "resume", key) == {"resumed": [key], "notFound": []}
+    assert person.watch(id, until="DELIVERED")[-1] == "DELIVERED"
+    assert person.json("flow-control", "get", key)[0]["rateCount"] == 1
+    assert person("flow-control", "reset", key) == (0, f"{key}  reset\n", "")
+    assert person.json("flow-control", "get", key)[0]["rateCount"] == 0
+    row = next(
+        line for line in person("flow-control", "list", "--search", "17").out.splitlines() if key in line
+    )
+    assert row.split("  ")[:2] == [key, "active"]
+    assert person.json("flow-control", "list", "--search", "nobody") == []
+    missing = person("flow-control", "get", "nobody")
+    assert (missing.code, missing.err) == (4, 'relay: flow-control key "nobody" not found (404)\n')
+
+
+def test_a_schedule_publishes_into_a_queue_and_under_a_key(person: Person) -> None:
+    flow = ("--queue", "jobs", "--flow-key", "k", "--flow-limits", "rate=1")
+    assert (
+        person("schedules", "create", "http://127.0.0.1:1/", "--cron", "@yearly", "--id", "q", *flow).code
+        == 0
+    )
+    [schedule] = person.json("schedules", "get", "q")
+    assert (schedule["queueName"], schedule["flowControlKey"], schedule["rate"]) == ("jobs", "k", 1)
+    shown = person("schedules", "get", "q").out
+    assert "queue        jobs\n" in shown
+    assert "flow key     k\n" in shown
+    assert person("schedules", "delete", "q").code == 0
+
+
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
@@ -222,6 +321,8 @@ def test_a_schedule_lives_through_its_commands(person: Person) -> None:
         (("schedules", "create", "https://example.com", "--cron", "now"), "Upstash-Cron"),
         (("schedules", "create", "https://a.b", "--cron=@daily", "--overlap", "x"), "Relay-Schedule-Overlap"),
         (("schedules", "create", "https://a.b", "--cron=@daily", "--catch-up", "x"), "Relay-Schedule-Catch-Up"),
+        (("publish", "https://example.com", "--flow-key", "k"), "Upstash-Flow-Control-Value"),
+        (("url-groups", "add", "g", "nowhere"), "url"),
         (("logs", "--state", "LOST"), "state"),
         (("logs", "--path", "no-slash"), "path"),
         (("dlq", "list", "--status", "teapot"), "responseStatus"),

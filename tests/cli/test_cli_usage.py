@@ -28,7 +28,8 @@ def test_the_overview_names_every_command_in_its_group_and_every_exit_code(
         words.index(title) for title in ("run the relay:", "talk to a relay:", "operate:", "exit codes:")
     ]
     assert groups == sorted(groups)
-    commands = ("dev", "serve", "publish", "messages", "logs", "schedules", "dlq", "keys")
+    commands = ("dev", "serve", "publish", "messages", "logs", "schedules", "queues", "url-groups",
+                "flow-control", "dlq", "keys", "tenants", "tokens")  # fmt: skip
     assert [name for name in commands if f"\n  {name} " not in words] == []
     assert [code for code in (0, 1, 2, 3, 4, 130) if f"\n  {code} " not in words] == []
 
@@ -51,6 +52,10 @@ def test_the_version_is_the_version_of_the_distribution(
         ("dlq", "list", "--count", "many"),
         ("logs", "--since", "yesterday"),
         ("logs", "--foll"),
+        ("queues", "set", "q", "--parallelism", "0"),
+        ("url-groups", "add", "g"),
+        ("flow-control", "pause", ".."),
+        ("flow-control", "pin", "k", "--rate", "fast"),
     ],
     ids=" ".join,
 )
@@ -66,7 +71,14 @@ def test_a_command_line_that_means_nothing_is_refused_with_usage(
 def test_an_id_that_would_name_something_else_is_never_sent(
     capsys: pytest.CaptureFixture[str], console: Console, server: Server, id: str
 ) -> None:
-    for argv in (("messages", "cancel"), ("dlq", "delete"), ("schedules", "delete")):
+    for argv in (
+        ("messages", "cancel"),
+        ("dlq", "delete"),
+        ("schedules", "delete"),
+        ("queues", "delete"),
+        ("queues", "pause"),
+        ("url-groups", "delete"),
+    ):
         assert console(*argv, id).code == 2
     assert "is not an id" in capsys.readouterr().err
     assert server.requests == []
@@ -98,6 +110,20 @@ def test_a_bulk_command_must_say_clearly_what_it_is_about(
     console: Console, server: Server, command: tuple[str, ...], flags: tuple[str, ...], complaint: str
 ) -> None:
     assert console(*command, *flags) == (2, "", f"relay: {complaint}\n")
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        (("queues", "delete", "q"), "there is no terminal to ask on; pass --yes to go ahead"),
+        (("flow-control", "pin", "k"), "which limits? Give --parallelism, --rate or --period"),
+    ],
+)
+def test_a_change_must_say_clearly_what_it_is_about(
+    console: Console, server: Server, argv: tuple[str, ...], complaint: str
+) -> None:
+    assert console(*argv) == (2, "", f"relay: {complaint}\n")
     assert server.requests == []
 
 

@@ -72,7 +72,8 @@ async def happenings(
     limit: int = 1000,
 ) -> Sequence[Event]:
     """Rows of history, oldest first."""
-    return await storage.events(tenant, selection, order=order, start=start, limit=limit)
+    history = await storage.events(tenant, selection, order=order, start=start, limit=limit)
+    return list(history.events)
 
 
 async def graves(

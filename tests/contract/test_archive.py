@@ -202,6 +202,22 @@ async def test_an_event_told_late_is_found_at_its_own_time(storage: Storage) -> 
     assert [event.change for event in events] == [Change.STARTED_AT_ONCE, Change.DELIVERED]
 
 
+async def test_a_tenant_with_a_retention_of_its_own_forgets_by_that(storage: Storage) -> None:
+    ours = await bury(storage, a_message(max_retries=0))
+    theirs = await bury(storage, a_message(max_retries=0, tenant=OTHER_TENANT))
+    own = Retention(events_before=NOW, dead_letters_before=NOW)
+    everybody = NOW + DAY_MS
+
+    for own_of, stay in ((OTHER_TENANT, [theirs]), (TENANT, [])):
+        retention = Retention(events_before=everybody, dead_letters_before=everybody, own={own_of: own})
+        while await storage.prune(retention, now=NOW, limit=100):
+            pass
+        assert await graves(storage, tenant=OTHER_TENANT) == stay
+        assert await graves(storage) == []
+        assert (await storage.message(OTHER_TENANT, theirs.message.id) is not None) == bool(stay)
+    assert await storage.message(TENANT, ours.message.id) is None
+
+
 @pytest.mark.parametrize("order", list(Order))
 async def test_pages_of_history_follow_each_other_without_gap_or_overlap(
     storage: Storage, order: Order
@@ -220,6 +236,73 @@ async def test_pages_of_history_follow_each_other_without_gap_or_overlap(
         start_at = page[3].position
     assert pages == everything
     assert len(everything) == 10
+
+
+@pytest.mark.parametrize("order", Order)
+@pytest.mark.parametrize(
+    "selection",
+    [
+        Selection(urls=("https://example.com/sought",)),
+        Selection(hosts=("example.com",), states=(State.CREATED,)),
+        Selection(paths=("/sought",), from_at=NOW, to_at=NOW + 100),
+        Selection(states=(State.DELIVERED,)),
+        Selection(states=(State.FAILED,)),
+        Selection(response_statuses=(500,)),
+    ],
+    ids=name_of,
+)
+async def test_a_search_that_walks_ends_early_and_goes_on_where_it_ended(
+    storage: Storage, order: Order, selection: Selection
+) -> None:
+    for number in range(4):
+        now = NOW + 10 * number
+        await deliver(
+            storage, *await start(storage, a_message(url="https://example.org/other"), now=now), now=now
+        )
+        await bury(storage, a_message(url="https://example.com/sought", max_retries=0), now=now)
+    whole = await happenings(storage, selection, order=order)
+    assert whole
+    found: list[Event] = []
+    stretches = 0
+    at: int | None = None
+    while True:
+        history = await storage.events(TENANT, selection, order=order, start=at, limit=100, walk=3)
+        assert len(history.events) <= 3
+        found += history.events
+        stretches += 1
+        if history.next_position is None:
+            break
+        at = history.next_position
+    assert found == whole
+    assert stretches > 1
+
+
+async def test_a_search_that_ends_early_may_have_found_nothing_yet(storage: Storage) -> None:
+    await deliver(storage, *await start(storage, a_message(url="https://example.com/sought")))
+    for _ in range(5):
+        await accept(storage, a_message(url="https://example.com/other"))
+    sought = Selection(urls=("https://example.com/sought",))
+    history = await storage.events(TENANT, sought, order=Order.LATEST_FIRST, start=None, limit=10, walk=4)
+    assert history.events == []
+    assert history.next_position is not None
+    rest = await storage.events(
+        TENANT, sought, order=Order.LATEST_FIRST, start=history.next_position, limit=10, walk=4
+    )
+    assert len(rest.events) == 2
+    assert rest.next_position is None
+
+
+async def test_what_an_index_finds_is_found_however_little_may_be_walked(storage: Storage) -> None:
+    message = a_message(labels=("sought",))
+    await accept(storage, message)
+    for _ in range(5):
+        await accept(storage, a_message())
+    for selection in (Selection(labels=("sought",)), Selection(message_ids=(message.id,))):
+        history = await storage.events(
+            TENANT, selection, order=Order.LATEST_FIRST, start=None, limit=10, walk=1
+        )
+        assert [event.message for event in history.events] == [message]
+        assert history.next_position is None
 
 
 @pytest.mark.parametrize("order", list(Order))

@@ -2,10 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from relay.domain.tenant import Principal, Tenant
+from relay.domain.message import TenantId
+from relay.domain.tenant import Principal, Tenant, TenantLimits, Token
 from storage.protocol import Storage
 from tests.builders import NOW, OTHER_TENANT, TENANT
 
@@ -129,3 +132,110 @@ async def test_a_ping_is_a_commit_and_leaves_no_trace_for_others(storage: Storag
     await storage.ping()
     assert list(await storage.tenants()) == []
     assert (await storage.stats()).live == 0
+
+
+# --- what an operator does ---------------------------------------------------------------------------------------
+
+
+def a_token(hash_: bytes = HASH, *, tenant: TenantId = TENANT, created_at: int = NOW, **rest: Any) -> Token:
+    return Token(hash=hash_, tenant=tenant, created_at=created_at, **{"read_only": False, **rest})
+
+
+async def create(storage: Storage, user_id: str = "acme") -> Tenant:
+    tenant = await storage.add_tenant(user_id, current_key="sig_1", next_key="sig_2", now=NOW)
+    assert tenant is not None
+    return tenant
+
+
+async def test_a_created_tenant_has_a_number_no_start_will_give_away(storage: Storage) -> None:
+    first, second = await create(storage), await create(storage, "umbrella")
+    assert first == Tenant(id=first.id, user_id="acme", current_key="sig_1", next_key="sig_2")
+    assert 100 < first.id < second.id
+    assert await storage.tenants() == [first, second]
+
+
+async def test_a_name_is_one_tenants(storage: Storage) -> None:
+    await storage.put_tenant(a_tenant("acme"), now=NOW)
+    assert await storage.add_tenant("acme", current_key="a", next_key="b", now=NOW) is None
+    assert await storage.tenants() == [a_tenant("acme")]
+
+
+async def test_of_many_created_at_once_each_has_its_own_number_and_a_name_goes_to_one(
+    storage: Storage,
+) -> None:
+    names = ["acme", "umbrella", "acme", "initech", "umbrella", "acme"]
+    created = await asyncio.gather(
+        *(storage.add_tenant(name, current_key="a", next_key="b", now=NOW) for name in names)
+    )
+    tenants = await storage.tenants()
+    assert sorted(tenant.user_id for tenant in tenants) == ["acme", "initech", "umbrella"]
+    assert sorted(one.id for one in created if one) == [tenant.id for tenant in tenants]
+
+
+async def test_limits_are_a_tenants_own_and_reach_whoever_speaks_for_it(storage: Storage) -> None:
+    tenant, other = await create(storage), await create(storage, "umbrella")
+    await storage.issue_token(a_token(tenant=tenant.id))
+    limits = TenantLimits(max_message_bytes=10, max_retries=0, max_parallelism=2, dlq_retention_ms=5)
+    assert await storage.put_limits(tenant.id, limits)
+    assert await storage.principal(HASH) == Principal(tenant=tenant.id, limits=limits)
+    assert await storage.tenants() == [replace(tenant, limits=limits), other]
+    assert await storage.put_limits(tenant.id, TenantLimits())
+    assert await storage.tenant(tenant.id) == tenant
+    assert not await storage.put_limits(TenantId(other.id + 1), limits)
+
+
+async def test_a_tenant_is_disabled_since_the_first_time_until_it_is_enabled(storage: Storage) -> None:
+    tenant = await create(storage)
+    await storage.issue_token(a_token(tenant=tenant.id))
+    assert await storage.put_disabled(tenant.id, at=NOW)
+    assert await storage.put_disabled(tenant.id, at=NOW + 5)
+    assert await storage.tenant(tenant.id) == replace(tenant, disabled_at=NOW)
+    assert await storage.principal(HASH) == Principal(tenant=tenant.id, disabled=True)
+    assert await storage.put_disabled(tenant.id, at=None)
+    assert await storage.tenant(tenant.id) == tenant
+    assert not await storage.put_disabled(TenantId(tenant.id + 1), at=NOW)
+
+
+async def test_what_a_start_puts_and_a_rotation_leave_limits_and_disabling_alone(storage: Storage) -> None:
+    await storage.put_tenant(a_tenant(), now=NOW)
+    limits = TenantLimits(max_retries=1)
+    await storage.put_limits(TENANT, limits)
+    await storage.put_disabled(TENANT, at=NOW)
+    await storage.put_tenant(a_tenant("renamed"), now=NOW)
+    rotated = await storage.rotate_keys(TENANT, fresh="sig_3")
+    assert rotated is not None
+    assert (rotated.user_id, rotated.limits, rotated.disabled_at) == ("renamed", limits, NOW)
+    assert await storage.tenant(TENANT) == rotated
+
+
+async def test_issued_tokens_are_listed_with_all_that_is_known_of_them(storage: Storage) -> None:
+    later = a_token(OTHER_HASH, read_only=True, created_at=NOW + 1, expires_at=NOW + 9, label="ci")
+    await storage.issue_token(later)
+    await storage.issue_token(a_token(THIRD_HASH, tenant=OTHER_TENANT))
+    await storage.put_token(HASH, Principal(tenant=TENANT), now=NOW)
+    assert await storage.tokens(TENANT) == [a_token(issued=False), later]
+    assert await storage.principal(OTHER_HASH) == Principal(tenant=TENANT, read_only=True, expires_at=NOW + 9)
+
+
+async def test_a_revoked_token_speaks_for_nobody(storage: Storage) -> None:
+    await storage.issue_token(a_token())
+    await storage.put_token(OTHER_HASH, Principal(tenant=TENANT), now=NOW)
+    for one in (HASH, OTHER_HASH):
+        assert await storage.delete_token(one)
+        assert await storage.principal(one) is None
+        assert not await storage.delete_token(one)
+    assert list(await storage.tokens(TENANT)) == []
+
+
+async def test_a_start_deletes_no_issued_token(storage: Storage) -> None:
+    await storage.issue_token(a_token())
+    await storage.put_token(OTHER_HASH, Principal(tenant=TENANT), now=NOW)
+    assert await storage.delete_tokens(TENANT, read_only=False, keep=None) == 1
+    assert await storage.principal(HASH) == Principal(tenant=TENANT)
+
+
+async def test_an_issued_token_that_a_start_puts_is_the_starts_from_then_on(storage: Storage) -> None:
+    await storage.issue_token(a_token(expires_at=NOW + 1))
+    await storage.put_token(HASH, Principal(tenant=TENANT), now=NOW)
+    assert await storage.tokens(TENANT) == [a_token(issued=False)]
+    assert await storage.delete_tokens(TENANT, read_only=False, keep=None) == 1

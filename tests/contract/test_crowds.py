@@ -209,3 +209,21 @@ async def test_a_message_that_is_not_due_does_not_join_a_crowd(storage: Storage)
     assert await take_shares(storage) == []
     assert ids_of(await take(storage, now=NOW + 5)) == [message.id]
     assert TERMS.shares is None
+
+
+async def test_a_key_gives_no_permit_to_a_message_whose_host_has_its_share(storage: Storage) -> None:
+    key = FlowControl(key="k", rate=10)
+    first, second, other = to(A, flow=key), to(A, flow=key), to(B, flow=key)
+    await accept(storage, first, second, other)
+    shares = Shares(free=10, crowds={A: 1})
+    claimed = await storage.claim(ClaimTerms(limit=10, lease_ms=LEASE_MS, shares=shares), now=NOW)
+    assert ids_of(claimed.claims) == [first.id, other.id]
+    assert claimed.passed_over
+    assert ids_of(await take_shares(storage)) == [second.id]
+
+
+async def test_several_crowds_of_a_tenant_get_no_more_than_the_tenant_may(storage: Storage) -> None:
+    await aside(storage, *several(A, 5), *several(B, 5), *several(OTHER_A, 5))
+    claims = await take_shares(storage, tenants={TENANT: 3})
+    assert [claim.message.tenant for claim in claims].count(TENANT) == 3
+    assert [claim.message.tenant for claim in claims].count(OTHER_TENANT) == 5

@@ -75,10 +75,10 @@ async def the_server_to_notice(url: str) -> None:
 
 async def examine(storage: Storage, said: dict[str, set[int]]) -> None:
     """What was acknowledged is there, and every message is exactly where its log says it is."""
-    events = await storage.events(TENANT, EVERYTHING, order=Order.EARLIEST_FIRST, start=None, limit=10**6)
+    history = await storage.events(TENANT, EVERYTHING, order=Order.EARLIEST_FIRST, start=None, limit=10**6)
     log: dict[int, list[State]] = {}
     called_back: dict[int, MessageId] = {}
-    for event in events:
+    for event in history.events:
         log.setdefault(event.message.id, []).extend(event.change.states)
         if event.message.origin.source is not None:
             called_back[event.message.id] = event.message.origin.source

@@ -288,11 +288,11 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def the_logs_and_the_dead_agree(self) -> None:
-        events = self.wait(
+        history = self.wait(
             self.storage.events(TENANT, EVERYTHING, order=Order.EARLIEST_FIRST, start=None, limit=10_000)
         )
         log: dict[int, list[State]] = {}
-        for event in events:
+        for event in history.events:
             log.setdefault(event.message.id, []).extend(event.change.states)
             assert event.message == self.model.messages[event.message.id]
         assert log == self.model.log

@@ -1,6 +1,7 @@
 """Queues and flow-control keys hold across nodes: three of them at the same gates of one PostgreSQL at once."""
 
 import asyncio
+import json
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -408,6 +409,64 @@ class Counting(Connection):
     async def run(self, text: str) -> None:
         self.count += 1
         await super().run(text)
+
+
+class Weighing(Connection):
+    """Adds up the rows that the statements it runs look at, found or dismissed."""
+
+    rows_seen = 0
+
+    async def rows(self, text: str, *values: Any) -> Any:
+        if text.lstrip().startswith(("SELECT", "WITH", "INSERT", "UPDATE", "DELETE")):
+            inside = self.raw.is_in_transaction()
+            await self.raw.execute("SAVEPOINT weighed" if inside else "BEGIN")
+            explained = await self.raw.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {text}", *values)
+            await self.raw.execute("ROLLBACK TO weighed" if inside else "ROLLBACK")
+            self.rows_seen += rows_in(json.loads(explained)[0]["Plan"])
+        return await super().rows(text, *values)
+
+
+def rows_in(plan: dict[str, Any]) -> int:
+    """What a step of a plan and those below it looked at."""
+    here = plan["Actual Rows"] + sum(count for name, count in plan.items() if name.startswith("Rows Removed"))
+    return int(here * plan["Actual Loops"]) + sum(map(rows_in, plan.get("Plans", ())))
+
+
+async def rows_for_a_message(connection: Weighing, key: str, node: int) -> int:
+    """How many rows the database looks at for a message with a key, from publish to its end."""
+    transactions = Transactions(Ids(node=node), lambda due_at, soon: None)
+    # As if it had heard of a gate that opens.
+    transactions.opens(NOW)
+    road = Road(transactions, Horizon())
+    before = connection.rows_seen
+    message = a_message(flow=FlowControl(key=key, parallelism=1))
+    await road.publish(connection, [Acceptance([message], NOW, None)])
+    (claim,) = (await road.claim_alone(connection, Claiming(TERMS, NOW))).claims
+    assert claim.message == message
+    attempt = an_attempt(started_at=NOW)
+    assert await road.settle(connection, [[settle(claim, attempt, next_id=next_id)]]) == [[]]
+    return connection.rows_seen - before
+
+
+async def test_ten_thousand_behind_closed_gates_cost_others_nothing(
+    url: str, nodes: Sequence[Storage]
+) -> None:
+    node = nodes[0]
+    await node.change_gate(TENANT, GateKind.FLOW, "paused", Configure(paused=True), create=True, now=NOW)
+    full = FlowControl(key="full", parallelism=1)
+    await accept(node, a_message(flow=full), a_message(queue="q"))
+    assert len(await take(node)) == 2
+    session = Session(longest_s=5.0, hot=True)
+    opened = await connect(target_of(url), session)
+    connection = Weighing(opened.raw, target_of(url), session)
+    before = await rows_for_a_message(connection, "open", node=200)
+    for waiting in ({"flow": FlowControl(key="paused")}, {"flow": full}, {"queue": "q"}):
+        for _ in range(4):
+            await accept(node, *(a_message(**waiting) for _ in range(1_000)))
+    assert await rows_for_a_message(connection, "open", node=201) <= before + 3
+    assert before < 200
+    assert await take(nodes[1]) == []
+    await connection.close()
 
 
 async def test_without_a_gate_every_step_of_the_road_is_still_one_statement(

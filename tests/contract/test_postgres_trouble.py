@@ -146,7 +146,7 @@ async def test_processes_that_open_a_fresh_database_at_once_migrate_it_once(
 ) -> None:
     opened = await asyncio.gather(*(open_postgres(f"{url}&pooler={pooler}") for _ in range(6)))
     versions = [row[0] for row in await database.fetch("SELECT version FROM migrations ORDER BY applied_at")]
-    assert versions == list(range(1, len(versions) + 1))
+    assert versions == sorted(set(versions))
     await accept(opened[0], a_message())
     assert len(await take(opened[3])) == 1
     await asyncio.gather(*(storage.close() for storage in opened))

@@ -325,3 +325,27 @@ async def test_schedules_of_different_tenants_do_not_meet(storage: Storage) -> N
     assert await storage.pause_schedule(TENANT, "scd_1", paused=True, next_at=None) is False
     assert await start(storage) == []
     assert await storage.cancel(TENANT, EVERYTHING, limit=None, now=NOW) == []
+
+
+async def test_a_due_schedule_of_a_disabled_tenant_says_so(storage: Storage) -> None:
+    theirs = await storage.add_tenant("acme", current_key="sig_1", next_key="sig_2", now=NOW)
+    assert theirs is not None
+    await storage.put_schedule(a_schedule(), limit=MANY)
+    await storage.put_schedule(replace(a_schedule(), tenant=theirs.id), limit=MANY)
+    for at in (None, NOW, None):
+        await storage.put_disabled(theirs.id, at=at)
+        due, _ = await storage.due_schedules(now=NOW, limit=10)
+        assert {one.schedule.tenant: one.disabled for one in due} == {
+            TENANT: False,
+            theirs.id: at is not None,
+        }
+
+
+async def test_a_tick_may_pass_without_a_run(storage: Storage) -> None:
+    schedule = await storage.put_schedule(a_schedule(), limit=MANY)
+    assert schedule is not None
+    firing = Firing(schedule=schedule, runs=(), messages=(), next_at=NOW + MINUTE_MS)
+    assert await storage.fire(firing, now=NOW)
+    assert await storage.due_schedules(now=NOW, limit=10) == ([], NOW + MINUTE_MS)
+    assert list(await storage.runs(TENANT, "scd_1", limit=10)) == []
+    assert (await storage.stats()).live == 0

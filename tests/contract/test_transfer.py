@@ -12,7 +12,7 @@ from relay.domain.delivery import settle
 from relay.domain.gates import Configure, GateKind
 from relay.domain.message import Callback, FlowControl
 from relay.domain.selection import Selection
-from relay.domain.tenant import Principal, Tenant
+from relay.domain.tenant import Principal, Tenant, TenantLimits, Token
 from relay.domain.url_group import Endpoint
 from storage.copy import CannotCopy, Copied, copy, refuse_unfinished
 from storage.postgres import open_postgres
@@ -36,6 +36,12 @@ async def a_life(storage: Storage) -> None:
             Tenant(id=tenant, user_id=f"user {tenant}", current_key="sig_1", next_key="sig_2"), now=NOW
         )
     await storage.put_token(HASH, Principal(tenant=OTHER_TENANT, read_only=True), now=NOW)
+    acme = await storage.add_tenant("acme", current_key="sig_1", next_key="sig_2", now=NOW)
+    assert acme is not None
+    await storage.put_limits(acme.id, TenantLimits(max_retries=1))
+    await storage.put_disabled(acme.id, at=NOW)
+    token = Token(hash=b"\x01" * 32, tenant=acme.id, read_only=True, created_at=NOW, expires_at=1, label="ä")
+    await storage.issue_token(token)
     await storage.put_setting("généré", "välue")
     await storage.put_schedule(a_schedule(), limit=10)
     endpoint = Endpoint(url="https://example.com/one", name="one")

@@ -51,7 +51,8 @@ async def examine(database: str) -> Aftermath:
 async def _examine(storage: Storage) -> Aftermath:
     tenant = DEFAULT_TENANT
     logs: dict[str, list[State]] = {}
-    events = await storage.events(tenant, _EVERYTHING, order=Order.EARLIEST_FIRST, start=None, limit=_ALL)
+    history = await storage.events(tenant, _EVERYTHING, order=Order.EARLIEST_FIRST, start=None, limit=_ALL)
+    events = history.events
     if not isinstance(storage, SqliteStorage):
         # Nodes order history by the time they act; a claim may wait at the server until what it finds is written.
         events = sorted(events, key=lambda event: (State.CREATED not in event.change.states, event.retried))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,27 @@ def test_every_volume_and_every_host_that_is_named_exists() -> None:
 
 def test_the_image_can_talk_to_postgres() -> None:
     assert "'.[postgres]'" in (DEPLOY / "Dockerfile").read_text()
+
+
+def test_the_image_is_built_from_what_the_build_copies_and_nothing_else_of_a_clone() -> None:
+    copies = re.findall("^COPY (?!--from)(.*) [^ ]+$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    ignored, *exceptions = [
+        line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")
+    ]
+    assert ignored == "*"
+    assert {line.removeprefix("!") for line in exceptions if line.startswith("!")} == set(
+        " ".join(copies).split()
+    )
+
+
+def test_the_image_and_the_wheel_have_the_description_of_the_api() -> None:
+    (copied,) = re.findall(
+        r"^COPY (pyproject\.toml .*) \./$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE
+    )
+    assert "openapi.yaml" in copied.split()
+    project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())
+    forced = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert forced == {"openapi.yaml": "relay/api/openapi.yaml"}
 
 
 # The chart

@@ -337,18 +337,6 @@ def test_ticks_are_those_after_the_start_up_to_and_including_the_end_and_no_more
     assert cron.ticks(eleven, ten, 100) == []
 
 
-def test_the_last_tick_of_a_span_is_found_however_many_there_are() -> None:
-    every_minute, in_march = Cron.parse("* * * * *"), Cron.parse("0 9 1 3 *")
-    start, end = ms("2000-01-01"), ms("2026-11-22T10:00:30.5")
-
-    assert utc(every_minute.last_in(start, end)) == "2026-11-22 10:00"
-    assert utc(in_march.last_in(start, end)) == "2026-03-01 09:00"
-    assert in_march.last_in(ms("2026-03-01T09:00"), end) is None
-    assert utc(in_march.last_in(ms("2026-03-01T08:59"), ms("2026-03-01T09:00"))) == "2026-03-01 09:00"
-    assert every_minute.last_in(end, start) is None
-    assert every_minute.last_in(end, end) is None
-
-
 def test_the_ends_of_time_are_answered() -> None:
     cron = Cron.parse("0 0 1 1 *")
 

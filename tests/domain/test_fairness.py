@@ -72,3 +72,14 @@ def test_a_tenant_that_has_its_share_starts_nothing_at_a_new_host_either() -> No
     assert shares.of(Crowd(tenant=TENANT, host="a")) == 0
     assert shares.of(Crowd(tenant=TENANT, host="b")) == 0
     assert shares.of(Crowd(tenant=TenantId(TENANT + 1), host="b")) == 10
+
+
+def test_who_comes_first_takes_the_share_of_those_behind() -> None:
+    a, b = Crowd(tenant=TENANT, host="a"), Crowd(tenant=TENANT, host="b")
+    other = Crowd(tenant=TenantId(TENANT + 1), host="a")
+    shares = Shares(free=4, crowds={a: 2}, tenants={TENANT: 3})
+    assert shares.fitting([a, a, a, b, b, other, other, other]) == [
+        *(True, True, False),
+        *(True, False),
+        *(True, True, False),
+    ]

@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import ClassVar, cast
 
 import pytest
@@ -21,18 +20,10 @@ from relay.ids import Ids, dead_letter_text, text_of
 from relay.metrics import Metrics
 from relay.wire.outbound import Outgoing
 from storage.protocol import ClaimTerms, Storage, Work
-from storage.sqlite import open_sqlite
 from tests.builders import NOW, TENANT, a_claim, a_message, an_attempt, next_id
 from tests.engine.stepped import Faulty, Lines, storage_is_away
 
 _PATIENCE_S = 20
-
-
-@pytest.fixture
-async def storage(tmp_path: Path) -> AsyncIterator[Storage]:
-    opened = await open_sqlite(f"sqlite:///{tmp_path}/relay.db")
-    yield opened
-    await opened.close()
 
 
 class Destination:
@@ -63,14 +54,22 @@ class Destination:
 
 
 class Unsigned:
+    def __init__(self) -> None:
+        #: When what is claimed is to be looked at again, instead of being sent.
+        self.held: int | None = None
+
+    async def held_until(self, tenant: TenantId) -> int | None:
+        return self.held
+
     async def sign(self, tenant: TenantId, *, url: str, body: bytes) -> str:
         return "signature"
 
 
-class SignsAfter:
+class SignsAfter(Unsigned):
     """A signer whose storage is away for so many signatures."""
 
     def __init__(self, failures: int) -> None:
+        super().__init__()
         self._failures = failures
 
     async def sign(self, tenant: TenantId, *, url: str, body: bytes) -> str:
@@ -139,10 +138,10 @@ class Rig:
 
     async def states(self, id: MessageId) -> list[State]:
         """The message's log, oldest first."""
-        events = await self.storage.events(
+        history = await self.storage.events(
             TENANT, Selection(message_ids=(id,)), order=Order.EARLIEST_FIRST, start=None, limit=100
         )
-        return [state for event in events for state in event.change.states]
+        return [state for event in history.events for state in event.change.states]
 
     async def until_state(self, id: MessageId, state: State) -> list[State]:
         async with asyncio.timeout(_PATIENCE_S):
@@ -202,13 +201,8 @@ async def test_the_destination_decides_when_it_is_asked_again(rig: Rig) -> None:
         message = a_message(retry_delay="5000")
         await rig.engine.publish([message])
         await rig.settled()
-    (retried,) = [
-        event
-        for event in await rig.storage.events(
-            TENANT, Selection(), order=Order.EARLIEST_FIRST, start=None, limit=10
-        )
-        if event.change is Change.RETRIED
-    ]
+    history = await rig.storage.events(TENANT, Selection(), order=Order.EARLIEST_FIRST, start=None, limit=10)
+    (retried,) = [event for event in history.events if event.change is Change.RETRIED]
     assert retried.next_at == NOW + 30_000
 
 
@@ -392,6 +386,28 @@ async def test_a_delivery_that_cannot_be_signed_for_want_of_storage_is_handed_ba
     assert len(rig.lines.named("delivery.postponed")) == 2
 
 
+async def test_what_is_held_is_not_sent_costs_no_try_and_comes_again_when_it_was_said_to(
+    storage: Storage,
+) -> None:
+    signer = Unsigned()
+    rig = Rig(storage, signer=signer)
+    signer.held = NOW + 10_000
+    async with rig.running():
+        message = a_message(max_retries=0)
+        await rig.engine.publish([message])
+        await rig.settled()
+        signer.held = None
+        rig.clock.advance(9_000)
+        await rig.engine.publish([other := a_message()])
+        await rig.settled()
+        assert State.DELIVERED in await rig.states(other.id)
+        assert State.DELIVERED not in await rig.states(message.id)
+        await rig.pass_time_until(lambda: len(rig.destination.requests) == 2, step_ms=100)
+        assert rig.clock.now() >= NOW + 10_000
+        await rig.settled()
+        assert (await rig.states(message.id))[-1] is State.DELIVERED
+
+
 async def test_a_bug_while_sending_is_a_failed_attempt_and_not_a_stuck_message(rig: Rig) -> None:
     rig.destination.answer = _raise_zero_division
     async with rig.running():
@@ -412,9 +428,11 @@ async def test_outcomes_wait_for_storage_to_come_back(storage: Storage) -> None:
         await rig.until(lambda: len(rig.lines.named("settler.waiting")) > 0)
         assert rig.engine.in_flight == 1
         faulty.before = _nothing_wrong
-        while not await rig.storage.events(
-            TENANT, Selection(states=(State.DELIVERED,)), order=Order.LATEST_FIRST, start=None, limit=1
-        ):
+        while not (
+            await rig.storage.events(
+                TENANT, Selection(states=(State.DELIVERED,)), order=Order.LATEST_FIRST, start=None, limit=1
+            )
+        ).events:
             rig.clock.advance(100)
             await _let_loops_run()
         await rig.settled()

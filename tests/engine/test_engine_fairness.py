@@ -68,14 +68,14 @@ class Contest(Rig):
         states: list[State] = []
 
         async def look() -> None:
-            events = await self.storage.events(
+            history = await self.storage.events(
                 message.tenant,
                 Selection(message_ids=(message.id,)),
                 order=Order.EARLIEST_FIRST,
                 start=None,
                 limit=100,
             )
-            states[:] = [state for event in events for state in event.change.states]
+            states[:] = [state for event in history.events for state in event.change.states]
 
         async with asyncio.timeout(20):
             while State.DELIVERED not in states:

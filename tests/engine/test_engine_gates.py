@@ -4,7 +4,6 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 
@@ -19,21 +18,16 @@ from relay.ids import Ids
 from relay.metrics import Metrics
 from relay.wire.outbound import Outgoing
 from storage.protocol import Storage
-from storage.sqlite import open_sqlite
 from tests.builders import NOW, TENANT, a_message
 from tests.engine.stepped import Lines
 
 _PATIENCE_S = 60
 
 
-@pytest.fixture
-async def storage(tmp_path: Path) -> AsyncIterator[Storage]:
-    opened = await open_sqlite(f"sqlite:///{tmp_path}/relay.db")
-    yield opened
-    await opened.close()
-
-
 class Unsigned:
+    async def held_until(self, tenant: TenantId) -> int | None:
+        return None
+
     async def sign(self, tenant: TenantId, *, url: str, body: bytes) -> str:
         return "signature"
 
@@ -108,10 +102,10 @@ def keyed(count: int, **limits: int) -> list[Message]:
 
 async def starts(storage: Storage) -> Sequence[int]:
     """When attempts were started, by the log."""
-    events = await storage.events(
+    history = await storage.events(
         TENANT, Selection(states=(State.ACTIVE,)), order=Order.EARLIEST_FIRST, start=None, limit=1000
     )
-    return [event.at for event in events]
+    return [event.at for event in history.events]
 
 
 def most_in(times: Sequence[int], span_ms: int) -> int:
@@ -136,6 +130,78 @@ async def test_a_rate_is_never_exceeded_in_a_window_and_nearly_all_of_it_is_used
     assert max(map(len, windows)) == 10
     assert destination.times[-1] - destination.times[0] <= 5 * 1000 / 0.9
     assert destination.bodies == [str(number) for number in range(60)]
+
+
+def windows_of(times: Sequence[int], period_ms: int) -> list[list[int]]:
+    """The starts of each window, of which every one begins with its first start."""
+    windows: list[list[int]] = []
+    for at in times:
+        if not windows or at >= windows[-1][0] + period_ms:
+            windows.append([])
+        windows[-1].append(at)
+    return windows
+
+
+@pytest.mark.parametrize(("rate", "period_ms"), [(1, 1_000), (50, 60_000), (3, 86_400_000)])
+async def test_a_rate_lets_through_nearly_all_that_it_allows(
+    storage: Storage, rate: int, period_ms: int
+) -> None:
+    clock = FakeClock(NOW)
+    destination = Destination(clock, takes_ms=period_ms // 50)
+    engine = an_engine(storage, destination, clock, lease_ms=10**9)
+    count = rate * 5
+    async with running(engine):
+        await engine.publish(keyed(count, rate=rate, period_ms=period_ms))
+        await until(clock, period_ms // 25, lambda: len(destination.times) == count)
+        await until(clock, period_ms // 25, lambda: engine.in_flight == 0)
+    windows = windows_of(await starts(storage), period_ms)
+    assert [len(window) for window in windows] == [rate] * 5
+    assert destination.times[-1] - destination.times[0] <= 4 * period_ms / 0.9
+
+
+async def test_a_rate_holds_under_failures_pauses_changing_limits_and_a_worker_that_vanishes(
+    storage: Storage,
+) -> None:
+    clock = FakeClock(NOW)
+    destination = Destination(clock, takes_ms=40, failing=0.3)
+    first = an_engine(storage, destination, clock, lease_ms=5_000)
+
+    def rated(count: int, rate: int) -> list[Message]:
+        flow = FlowControl(key="k", rate=rate, period_ms=1000)
+        return [a_message(flow=flow, max_retries=5, retry_delay="100") for _ in range(count)]
+
+    async def pause(paused: bool) -> None:
+        change = Configure(paused=paused)
+        assert await storage.change_gate(TENANT, GateKind.FLOW, "k", change, create=False, now=clock.now())
+
+    async with running(first) as loops:
+        await first.publish(rated(60, 10))
+        await until(clock, 10, lambda: len(destination.times) >= 25)
+        await pause(True)
+        await until(clock, 10, lambda: first.in_flight == 0)
+        paused_at, held = clock.now(), len(destination.times)
+        clock.advance(3_500)
+        await until(clock, 10, lambda: clock.now() > paused_at + 4_000)
+        assert len(destination.times) == held
+        await pause(False)
+        await until(clock, 10, lambda: first.in_flight > 0)
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+    lowered_at = clock.now()
+    second = an_engine(storage, destination, clock, lease_ms=5_000)
+    async with running(second):
+        await second.publish(rated(1, 4))
+        live = -1
+        while live != 0:
+            await until(clock, 10, lambda: second.in_flight == 0)
+            live = (await storage.stats()).live
+            clock.advance(10)
+    windows = windows_of(await starts(storage), 1000)
+    assert max(map(len, windows)) <= 10
+    lowered = [window for window in windows if window[0] > lowered_at]
+    assert max(map(len, lowered)) == 4
+    assert len(lowered) > 5
 
 
 async def test_parallelism_is_never_exceeded_under_failures_pauses_and_changing_limits(

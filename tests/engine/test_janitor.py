@@ -1,32 +1,23 @@
 import random
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from prometheus_client import generate_latest
 
 from relay.domain.delivery import settle
-from relay.domain.message import Message, MessageId
+from relay.domain.message import Message, MessageId, TenantId
 from relay.domain.selection import Order, Selection
-from relay.engine.janitor import Janitor
+from relay.domain.tenant import Tenant, TenantLimits
+from relay.engine.janitor import Janitor, Store
 from relay.metrics import Metrics
-from storage.protocol import Archive, ClaimTerms, Storage
-from storage.sqlite import open_sqlite
-from tests.builders import NOW, TENANT, a_message, an_attempt, next_id
+from storage.protocol import ClaimTerms, Storage
+from tests.builders import NOW, OTHER_TENANT, TENANT, a_message, an_attempt, next_id
 from tests.engine.stepped import Faulty, Lines, SteppedClock, running, storage_is_away
 
 SECOND = 1_000
 MINUTE = 60 * SECOND
 DAY = 24 * 60 * MINUTE
 ROUND = 15 * SECOND
-
-
-@pytest.fixture
-async def storage(tmp_path: Path) -> AsyncIterator[Storage]:
-    opened = await open_sqlite(f"sqlite:///{tmp_path}/relay.db")
-    yield opened
-    await opened.close()
 
 
 class Bench:
@@ -44,7 +35,7 @@ class Bench:
         self.lines = Lines()
         self.metrics = Metrics()
         self.janitor = Janitor(
-            cast(Archive, storage),
+            cast(Store, storage),
             clock=self.clock,
             log=self.lines,
             metrics=self.metrics,
@@ -69,11 +60,11 @@ async def finish(storage: Storage, *messages: Message, status: int = 200) -> Non
 
 
 async def exists(storage: Storage, message: Message) -> bool:
-    return await storage.message(TENANT, message.id) is not None
+    return await storage.message(message.tenant, message.id) is not None
 
 
-async def dead(storage: Storage) -> list[MessageId]:
-    letters = await storage.dead_letters(TENANT, Selection(), order=Order.LATEST_FIRST, start=None, limit=100)
+async def dead(storage: Storage, tenant: TenantId = TENANT) -> list[MessageId]:
+    letters = await storage.dead_letters(tenant, Selection(), order=Order.LATEST_FIRST, start=None, limit=100)
     return [letter.message.id for letter in letters]
 
 
@@ -121,6 +112,66 @@ async def test_a_dead_letter_stays_for_its_own_retention_and_is_not_bound_to_the
         await bench.clock.step(ROUND)
         assert await dead(storage) == []
         await bench.clock.step_to_end_of_nap()
+        assert not await exists(storage, message)
+
+
+async def two_tenants(storage: Storage, limits: TenantLimits) -> None:
+    """Of which the other has limits of its own."""
+    for tenant in (TENANT, OTHER_TENANT):
+        keys = Tenant(id=tenant, user_id=f"user {tenant}", current_key="sig_1", next_key="sig_2")
+        await storage.put_tenant(keys, now=NOW)
+    await storage.put_limits(OTHER_TENANT, limits)
+
+
+async def test_a_tenants_own_retention_of_the_log_is_its_own(storage: Storage) -> None:
+    await two_tenants(storage, TenantLimits(log_retention_ms=2 * DAY))
+    ours, theirs = a_message(), a_message(tenant=OTHER_TENANT)
+    await finish(storage, ours, theirs)
+    for log_retention_ms, ours_stays in ((3 * DAY, True), (DAY, False)):
+        bench = Bench(storage, log_retention_ms=log_retention_ms, now=NOW + 2 * DAY)
+        async with running(bench.janitor):
+            await bench.clock.asleep()
+            assert (await exists(storage, ours), await exists(storage, theirs)) == (ours_stays, True)
+    bench = Bench(storage, now=NOW + 2 * DAY + 1)
+    async with running(bench.janitor):
+        await bench.clock.asleep()
+        assert not await exists(storage, theirs)
+
+
+@pytest.mark.parametrize("theirs_ms", [DAY, 20 * DAY])
+async def test_a_tenants_own_retention_of_dead_letters_is_its_own(storage: Storage, theirs_ms: int) -> None:
+    await two_tenants(storage, TenantLimits(dlq_retention_ms=theirs_ms))
+    ours, theirs = (a_message(tenant=tenant, max_retries=0) for tenant in (TENANT, OTHER_TENANT))
+    await finish(storage, ours, theirs, status=500)
+    for age_ms in sorted((7 * DAY, theirs_ms)):
+        for now in (NOW + age_ms, NOW + age_ms + 1):
+            bench = Bench(storage, now=now)
+            async with running(bench.janitor):
+                await bench.clock.asleep()
+            assert await dead(storage) == ([ours.id] if now <= NOW + 7 * DAY else [])
+            assert await dead(storage, OTHER_TENANT) == ([theirs.id] if now <= NOW + theirs_ms else [])
+
+
+async def test_no_tenants_log_is_shorter_than_ten_minutes(storage: Storage) -> None:
+    await two_tenants(storage, TenantLimits(log_retention_ms=1))
+    message = a_message(tenant=OTHER_TENANT)
+    await finish(storage, message)
+    for age_ms, stays in ((10 * MINUTE, True), (10 * MINUTE + 1, False)):
+        bench = Bench(storage, now=NOW + age_ms)
+        async with running(bench.janitor):
+            await bench.clock.asleep()
+            assert await exists(storage, message) == stays
+
+
+async def test_a_retention_that_is_set_while_the_janitor_runs_counts_within_a_round(storage: Storage) -> None:
+    await two_tenants(storage, TenantLimits())
+    message = a_message(tenant=OTHER_TENANT)
+    await finish(storage, message)
+    bench = Bench(storage, now=NOW + DAY)
+    async with running(bench.janitor):
+        await bench.clock.asleep()
+        await storage.put_limits(OTHER_TENANT, TenantLimits(log_retention_ms=DAY // 2))
+        await bench.clock.step(ROUND)
         assert not await exists(storage, message)
 
 

@@ -1,6 +1,5 @@
 import asyncio
 import random
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,13 +29,6 @@ POLL = 15 * SECOND
 assert NOW % MINUTE == 0
 #: The first tick of every minutely schedule in this file.
 FIRST = NOW + MINUTE
-
-
-@pytest.fixture
-async def storage(tmp_path: Path) -> AsyncIterator[Storage]:
-    opened = await open_sqlite(f"sqlite:///{tmp_path}/relay.db")
-    yield opened
-    await opened.close()
 
 
 class Bench:
@@ -151,6 +143,27 @@ async def test_the_delay_of_a_schedule_delays_each_message_and_not_its_ticks(sto
     assert await fired(storage) == [FIRST, FIRST + MINUTE]
     claimed = await storage.claim(ClaimTerms(limit=10, lease_ms=30_000), now=FIRST + HOUR - 1)
     assert (list(claimed.claims), claimed.next_due_at) == ([], FIRST + HOUR)
+
+
+async def test_a_disabled_tenants_ticks_pass_without_a_message_and_are_not_caught_up(
+    storage: Storage,
+) -> None:
+    theirs = await storage.add_tenant("acme", current_key="sig_1", next_key="sig_2", now=NOW)
+    assert theirs is not None
+    await put(storage, tenant=theirs.id, catch_up=CatchUp.ALL)
+    await put(storage)
+    await storage.put_disabled(theirs.id, at=NOW)
+    bench = Bench(storage)
+    async with running(bench.scheduler):
+        for _ in range(3):
+            await bench.clock.step(MINUTE)
+        assert await fired(storage) == [FIRST, FIRST + MINUTE, FIRST + 2 * MINUTE]
+        assert list(await storage.runs(theirs.id, "scd_1", limit=10)) == []
+        await storage.put_disabled(theirs.id, at=None)
+        await bench.clock.step(MINUTE)
+        (run,) = await storage.runs(theirs.id, "scd_1", limit=10)
+    assert (run.tick_at, run.outcome) == (FIRST + 3 * MINUTE, RunOutcome.FIRED)
+    assert await live(storage) == 5
 
 
 async def test_a_poke_makes_a_new_schedule_known_before_the_next_poll(storage: Storage) -> None:

@@ -97,3 +97,43 @@ async def test_a_key_that_was_read_before_a_rotation_is_not_remembered_after_it(
 async def test_nobody_signs_for_an_account_that_does_not_exist(storage: Storage) -> None:
     with pytest.raises(KeyError):
         await a_signer(storage, FakeClock(NOW)).sign(TenantId(77), url=URL, body=b"body")
+
+
+async def test_each_account_signs_with_its_own_keys_and_rotates_them_alone(storage: Storage) -> None:
+    theirs = tuple(f"sig_{word:0<28}" for word in ("theirfirst", "theirsecond"))
+    other = await storage.add_tenant("acme", current_key=theirs[0], next_key=theirs[1], now=NOW)
+    assert other is not None
+    clock = FakeClock(NOW)
+    signer = a_signer(storage, clock)
+    assert accepts(KeyPair(*theirs), await signer.sign(other.id, url=URL, body=b"body"))
+    assert not accepts(BEFORE, await signer.sign(other.id, url=URL, body=b"body"))
+    await storage.rotate_keys(other.id, fresh=THIRD)
+    clock.advance(2_000)
+    assert accepts(KeyPair(theirs[1], THIRD), await signer.sign(other.id, url=URL, body=b"body"))
+    assert not accepts(AFTER, await signer.sign(TENANT, url=URL, body=b"body"))
+    assert accepts(BEFORE, await signer.sign(TENANT, url=URL, body=b"body"))
+
+
+async def test_what_a_disabled_account_has_waiting_is_held_for_as_long_as_it_was_disabled(
+    storage: Storage,
+) -> None:
+    clock = FakeClock(NOW)
+    signer = a_signer(storage, clock)
+    assert await signer.held_until(TENANT) is None
+    await storage.put_disabled(TENANT, at=NOW)
+    clock.advance(2_000)
+    held = []
+    for hold_ms in (10_000, 30_000, 3_600_000, 3_600_000):
+        clock.advance(hold_ms)
+        until = await signer.held_until(TENANT)
+        assert until is not None
+        held.append(until - clock.now())
+    assert held == [12_000, 42_000, 3_600_000, 3_600_000]
+    await storage.put_disabled(TENANT, at=None)
+    clock.advance(2_000)
+    assert await signer.held_until(TENANT) is None
+
+
+async def test_what_was_disabled_a_moment_ago_is_held_for_ten_seconds(storage: Storage) -> None:
+    await storage.put_disabled(TENANT, at=NOW)
+    assert await a_signer(storage, FakeClock(NOW)).held_until(TENANT) == NOW + 10_000

@@ -1,8 +1,5 @@
 """Who the official SDK speaks for: tokens, signing keys, and accounts that see nothing of each other."""
 
-import json
-from http.client import HTTPConnection
-
 import pytest
 from qstash import AsyncQStash, Receiver
 from qstash.log import LogState
@@ -30,17 +27,6 @@ async def test_the_keys_are_the_ones_that_were_printed(client: AsyncQStash, rela
     keys = await client.signing_key.get()
     assert keys.current == relay.environment["QSTASH_CURRENT_SIGNING_KEY"]
     assert keys.next == relay.environment["QSTASH_NEXT_SIGNING_KEY"]
-
-
-async def test_the_health_check_of_the_javascript_sdk_finds_its_identity(relay: Live) -> None:
-    """With QSTASH_DEV=true it looks for these two keys, and takes a relay that answers so for its own server."""
-    connection = HTTPConnection("127.0.0.1", int(relay.port), timeout=10)
-    connection.request("GET", "/v2/keys", headers={"Authorization": f"Bearer {DEFAULT_USER.token}"})
-    response = connection.getresponse()
-    answer = json.loads(response.read())
-    connection.close()
-    assert (response.status, response.getheader("Content-Type")) == (200, "application/json")
-    assert answer == {"current": DEFAULT_USER.current_key, "next": DEFAULT_USER.next_key}
 
 
 @pytest.mark.parametrize("identity", [TEST_USER_1, TEST_USER_2])

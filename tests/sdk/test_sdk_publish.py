@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from qstash import AsyncQStash
-from qstash.chat import custom
 from qstash.log import LogState
 from qstash.message import PublishResponse
 
@@ -148,15 +147,6 @@ async def test_the_destination_is_called_and_shown_as_it_was_given(
     shown = await client.message.get(message_id)
     assert shown.url == url
     assert shown.max_retries == (7 if "retries" in path else 3)
-
-
-async def test_an_api_destination_gets_the_providers_token(client: AsyncQStash, endpoint: Endpoint) -> None:
-    await client.message.publish_json(
-        api={"name": "llm", "provider": custom(base_url=endpoint.origin, token="theirs")}, body={"model": "m"}
-    )
-    delivery = await endpoint.delivery()
-    assert delivery.target == "/v1/chat/completions"
-    assert delivery.headers["Authorization"] == "Bearer theirs"
 
 
 # --- later

@@ -189,27 +189,27 @@ def test_what_a_message_does_not_have_is_absent() -> None:
 
 def test_a_page_may_end_inside_a_row_and_goes_on_there() -> None:
     rows = [an_event(Change.FAILED, position=9), an_event(Change.STARTED_AT_ONCE, position=8)]
-    entries, cursor = log_page(rows, Page(count=3, order=LATEST), (), complete=True)
+    entries, cursor = log_page(rows, Page(count=3, order=LATEST), (), next_position=None)
     assert [entry["state"] for entry in entries] == ["FAILED", "ERROR", "ACTIVE"]
     assert cursor == "8-1"
     page = Page(count=3, cursor=parse_log_cursor(cursor), order=LATEST)
-    entries, cursor = log_page(rows[1:], page, (), complete=True)
+    entries, cursor = log_page(rows[1:], page, (), next_position=None)
     assert [entry["state"] for entry in entries] == ["CREATED"]
     assert cursor is None
 
 
 def test_an_entry_keeps_its_number_in_the_row_when_others_are_filtered_out() -> None:
     rows = [an_event(Change.RETRIED, position=9), an_event(Change.FAILED, position=8)]
-    entries, cursor = log_page(rows, Page(count=1, order=LATEST), (State.ERROR,), complete=True)
+    entries, cursor = log_page(rows, Page(count=1, order=LATEST), (State.ERROR,), next_position=None)
     assert [entry["state"] for entry in entries] == ["ERROR"]
     assert cursor == "8-1"
 
 
 def test_a_page_without_entries_still_leads_on_while_rows_follow() -> None:
     rows = [an_event(Change.RELEASED, position=9), an_event(Change.RELEASED, position=8)]
-    assert log_page(rows, Page(count=1, order=LATEST), (), complete=False) == ([], "8-0")
-    assert log_page(rows, Page(count=1, order=LATEST), (), complete=True) == ([], None)
-    assert log_page([], Page(count=1, order=LATEST), (), complete=False) == ([], None)
+    assert log_page(rows, Page(count=1, order=LATEST), (), next_position=7) == ([], "7-0")
+    assert log_page(rows, Page(count=1, order=LATEST), (), next_position=None) == ([], None)
+    assert log_page([], Page(count=1, order=LATEST), (), next_position=5) == ([], "5-0")
 
 
 def test_a_page_of_the_log_is_bounded_by_its_bodies_too() -> None:
@@ -218,7 +218,7 @@ def test_a_page_of_the_log_is_bounded_by_its_bodies_too() -> None:
         an_event(Change.STARTED, position=9, message=big, response_body=b"x"),
         an_event(Change.CREATED, position=8, message=big),
     ]
-    entries, cursor = log_page(rows, Page(count=10, order=LATEST), (), complete=True)
+    entries, cursor = log_page(rows, Page(count=10, order=LATEST), (), next_position=None)
     assert (len(entries), cursor) == (1, "8-0")
 
 
@@ -238,10 +238,15 @@ def test_pages_put_together_are_the_whole_log(
     paged: list[object] = []
     cursor: Cursor | None = None
     for _ in range(len(rows) + len(whole) + 2):
-        at = 0 if cursor is None else next(n for n, row in enumerate(rows) if row.position == cursor.position)
+        at = 0
+        if cursor is not None:
+            at = next(n for n, row in enumerate(rows) if row.position == cursor.position)
         fetched = rows[at : at + count + 1]
         page = Page(count=count, cursor=cursor, order=order)
-        entries, text = log_page(fetched, page, states, complete=at + count + 1 >= len(rows))
+        following = rows[at + count + 1 :]
+        entries, text = log_page(
+            fetched, page, states, next_position=following[0].position if following else None
+        )
         assert len(entries) <= count
         paged += entries
         if text is None:

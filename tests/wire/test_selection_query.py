@@ -335,6 +335,13 @@ def test_a_parameter_of_the_query_wins_over_the_same_one_of_the_body() -> None:
     assert select(CANCEL, [("count", "6")], body)[1].count == 6
 
 
+def test_what_the_query_overrides_must_make_sense_too() -> None:
+    with pytest.raises(Invalid, match="count"):
+        select(CANCEL, [("count", "5")], b'{"count": ""}')
+    with pytest.raises(Invalid, match="path"):
+        select(CANCEL, [("path", "/a")], b'{"path": "a"}')
+
+
 def test_a_blank_body_is_none() -> None:
     assert select(CANCEL, [], b" \r\n\t") == (Selection(), Page())
 

@@ -144,7 +144,7 @@ def test_what_has_no_scheme_and_could_be_a_name_is_a_url_group(name: str) -> Non
         "",
         "/",
         "/https://example.com",
-        "api/llm",
+        "api/other",
         "example.com/path",
         "localhost:3000",
         "ftp://example.com/",
@@ -206,6 +206,11 @@ def test_what_cannot_be_called_is_refused_naming_the_destination(destination: st
         target_of(destination)
     assert refused.value.field == "destination"
     str(refused.value).encode()
+
+
+def test_the_hosted_model_is_refused_with_what_to_do_instead() -> None:
+    with pytest.raises(Invalid, match=r"^destination: api/llm is not offered: .* name a provider's URL$"):
+        split_target("/v2/publish/api/llm", "/v2/publish/")
 
 
 def test_the_longest_url_is_accepted() -> None:

@@ -1,0 +1,269 @@
+"""`relay tenants` and `relay tokens`, on a database of either kind."""
+
+import asyncio
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relay.accounts import token_hash, user_id_of
+from relay.domain.tenant import Principal
+from relay.main import open_storage
+from storage.protocol import Storage
+from tests import postgres_server
+from tests.cli.console import Console, Result
+
+DAY = 86_400_000
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database that is up to date and holds nothing."""
+    url = f"sqlite:///{tmp_path}/relay.db" if request.param == "sqlite" else postgres_server.url()
+    look(url, lambda storage: storage.tenants())
+    return url
+
+
+@pytest.fixture
+def console(database: str) -> Console:
+    console = Console()
+    console.environment = {"RELAY_DATABASE_URL": database}
+    return console
+
+
+def look(url: str, ask: Callable[[Storage], Any]) -> Any:
+    """What a relay would find in the database."""
+
+    async def program() -> Any:
+        storage = await open_storage(url)
+        try:
+            return await ask(storage)
+        finally:
+            await storage.close()
+
+    return asyncio.run(program())
+
+
+def done(result: Result) -> Any:
+    """The document of a command that did what it was told."""
+    assert result.code == 0, result.err
+    return json.loads(result.out)
+
+
+def principal_of(database: str, token: str) -> Principal | None:
+    found: Principal | None = look(database, lambda storage: storage.principal(token_hash(token)))
+    return found
+
+
+def test_a_tenant_is_made_with_keys_of_its_own_that_are_told(console: Console, database: str) -> None:
+    first, second = console("tenants", "create", "acme"), console("tenants", "create", "umbrella")
+    assert (first.code, second.code) == (0, 0)
+    assert "relay tokens create acme" in first.err
+    tenants = look(database, lambda storage: storage.tenants())
+    assert [tenant.user_id for tenant in tenants] == ["acme", "umbrella"]
+    for tenant, told in zip(tenants, (first.out, second.out), strict=True):
+        assert told == (
+            f"QSTASH_CURRENT_SIGNING_KEY={tenant.current_key}\nQSTASH_NEXT_SIGNING_KEY={tenant.next_key}\n"
+        )
+    keys = {key for tenant in tenants for key in (tenant.current_key, tenant.next_key)}
+    assert len(keys) == 4
+
+
+def test_a_name_is_taken_once_and_is_plain(console: Console) -> None:
+    assert done(console("tenants", "create", "acme", "--json"))["tenant"] == "acme"
+    again = console("tenants", "create", "acme")
+    assert (again.code, again.out) == (1, "")
+    assert 'there is a tenant "acme" already' in again.err
+    for name in ("", "a b", "a/b", ".hidden", "ü", "x" * 65, "a\nb"):
+        refused = console("tenants", "create", name)
+        assert (refused.code, refused.out) == (1, "")
+        assert "NAME" in refused.err
+    assert [one["tenant"] for one in done(console("tenants", "list", "--json"))] == ["acme"]
+
+
+def test_a_token_is_shown_once_in_the_documented_shape_and_stored_as_a_hash(
+    console: Console, database: str, tmp_path: Path
+) -> None:
+    console("tenants", "create", "acme")
+    made = console("tokens", "create", "acme")
+    name, _, token = made.out.strip().partition("=")
+    assert (made.code, name, user_id_of(token)) == (0, "QSTASH_TOKEN", "acme")
+    shape = json.loads(base64.b64decode(token))
+    assert set(shape) == {"UserID", "Password"}
+    assert len(shape["Password"]) >= 32
+    tenant = look(database, lambda storage: storage.tenants())[0]
+    assert principal_of(database, token) == Principal(tenant=tenant.id)
+    for command in (("tokens", "list"), ("tokens", "list", "acme", "--json"), ("tenants", "show", "acme")):
+        shown = console(*command)
+        assert shown.code == 0
+        assert token not in shown.out + shown.err
+        assert shape["Password"] not in shown.out + shown.err
+    for file in tmp_path.iterdir():
+        assert shape["Password"].encode() not in file.read_bytes()
+
+
+def test_a_token_may_only_read_may_expire_and_may_say_what_it_is_for(console: Console, database: str) -> None:
+    console("tenants", "create", "acme")
+    made = done(
+        console("tokens", "create", "acme", "--read-only", "--expires-in", "90d", "--label", "dash", "--json")
+    )
+    assert made["expiresAt"] - made["createdAt"] == 90 * DAY
+    principal = principal_of(database, made["token"])
+    assert principal is not None
+    assert (principal.read_only, principal.expires_at) == (True, made["expiresAt"])
+    (listed,) = done(console("tokens", "list", "--json"))
+    assert listed == {name: value for name, value in made.items() if name != "token"}
+    assert {**listed, "createdAt": 0, "expiresAt": 0} == {
+        "tokenId": made["tokenId"],
+        "tenant": "acme",
+        "readOnly": True,
+        "createdAt": 0,
+        "expiresAt": 0,
+        "byCommand": True,
+        "label": "dash",
+    }
+    console.now = lambda: made["createdAt"]
+    shown = console("tokens", "list", "acme").out
+    assert "in 90 d" in shown
+    assert "dash" in shown
+    assert "EXPIRED" not in shown
+
+
+def test_tokens_are_listed_for_one_tenant_or_for_all(console: Console) -> None:
+    for name in ("acme", "umbrella"):
+        console("tenants", "create", name)
+        console("tokens", "create", name)
+    assert [one["tenant"] for one in done(console("tokens", "list", "--json"))] == ["acme", "umbrella"]
+    assert [one["tenant"] for one in done(console("tokens", "list", "umbrella", "--json"))] == ["umbrella"]
+
+
+def test_a_revoked_token_speaks_for_nobody_and_the_others_go_on(console: Console, database: str) -> None:
+    console("tenants", "create", "acme")
+    kept, lost = (done(console("tokens", "create", "acme", "--json")) for _ in range(2))
+    revoked = console("tokens", "revoke", lost["tokenId"], "tok_unknown", "--json")
+    assert revoked.code == 4
+    assert json.loads(revoked.out) == {"revoked": [lost["tokenId"]], "notFound": ["tok_unknown"]}
+    assert principal_of(database, lost["token"]) is None
+    assert principal_of(database, kept["token"]) is not None
+    assert console("tokens", "revoke", lost["tokenId"]).code == 4
+
+
+def test_limits_are_spelled_like_the_relays_own_and_one_leaves_the_others_alone(
+    console: Console, database: str
+) -> None:
+    console("tenants", "create", "acme")
+    assert done(
+        console("tenants", "set", "acme", "--max-retries", "5", "--log-retention", "3d", "--json")
+    ) == {
+        "tenant": "acme",
+        "limits": {"maxRetries": 5, "logRetentionMs": 3 * DAY},
+    }
+    console("tenants", "set", "acme", "--max-message-bytes", "64KiB", "--dlq-retention", "30d")
+    changed = console("tenants", "set", "acme", "--max-retries", "default")
+    rows = dict(line.split() for line in changed.out.splitlines())
+    assert rows == {
+        "tenant": "acme",
+        "max-message-bytes": "65536",
+        "log-retention": "3d",
+        "dlq-retention": "30d",
+    }
+    (tenant,) = look(database, lambda storage: storage.tenants())
+    assert (tenant.limits.max_message_bytes, tenant.limits.max_retries) == (65_536, None)
+    assert (tenant.limits.log_retention_ms, tenant.limits.dlq_retention_ms) == (3 * DAY, 30 * DAY)
+    assert console("tenants", "show", "acme").out == changed.out
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("--max-retries", "-1"),
+        ("--max-retries", "many"),
+        ("--max-message-bytes", "0"),
+        ("--max-message-bytes", "1 MB"),
+        ("--log-retention", "9m"),
+        ("--dlq-retention", "0"),
+        ("--dlq-retention", ""),
+    ],
+    ids=" ".join,
+)
+def test_a_limit_that_makes_no_sense_is_named_and_changes_nothing(
+    console: Console, capsys: pytest.CaptureFixture[str], argv: tuple[str, str]
+) -> None:
+    console("tenants", "create", "acme")
+    assert console("tenants", "set", "acme", f"{argv[0]}={argv[1]}").code == 2
+    assert argv[0] in capsys.readouterr().err
+    assert done(console("tenants", "show", "acme", "--json"))["limits"] == {}
+
+
+def test_setting_nothing_is_a_mistake(console: Console) -> None:
+    console("tenants", "create", "acme")
+    nothing = console("tenants", "set", "acme")
+    assert nothing.code == 2
+    assert "--max-retries" in nothing.err
+
+
+def test_a_disabled_tenant_says_since_when_until_it_is_enabled(console: Console) -> None:
+    console("tenants", "create", "acme")
+    disabled = done(console("tenants", "disable", "acme", "--json"))
+    assert disabled["disabledAt"] > 0
+    assert done(console("tenants", "disable", "acme", "--json")) == disabled
+    assert done(console("tenants", "list", "--json")) == [disabled]
+    assert "disabled" in console("tenants", "show", "acme").out
+    assert done(console("tenants", "enable", "acme", "--json")) == {"tenant": "acme", "limits": {}}
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("tenants", "show", "acme"),
+        ("tenants", "set", "acme", "--max-retries", "1"),
+        ("tenants", "disable", "acme"),
+        ("tenants", "enable", "acme"),
+        ("tokens", "create", "acme"),
+        ("tokens", "list", "acme"),
+    ],
+    ids=" ".join,
+)
+def test_a_tenant_that_does_not_exist_is_not_found(console: Console, argv: tuple[str, ...]) -> None:
+    result = console(*argv)
+    assert (result.code, result.out, result.err) == (4, "", 'relay: tenant "acme" not found\n')
+
+
+@pytest.mark.parametrize("flag", [("--label", "x" * 101), ("--expires-in", "0")], ids=lambda flag: flag[0])
+def test_a_token_that_makes_no_sense_is_not_made(console: Console, flag: tuple[str, str]) -> None:
+    console("tenants", "create", "acme")
+    refused = console("tokens", "create", "acme", *flag)
+    assert (refused.code, refused.out) == (1, "")
+    assert flag[0] in refused.err
+    assert done(console("tokens", "list", "--json")) == []
+
+
+# --- databases that are none -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("sqlite:///{directory}/missing.db", "there is no file"),
+        ("sqlite:///{directory}", "there is no file"),
+        ("sqlite://", "a temporary file of one relay"),
+        ("mysql://a", "RELAY_DATABASE_URL"),
+    ],
+)
+def test_no_database_is_made_by_a_command_about_accounts(tmp_path: Path, url: str, reason: str) -> None:
+    console = Console()
+    console.environment = {"RELAY_DATABASE_URL": url.format(directory=tmp_path)}
+    for command in (("tenants", "list"), ("tokens", "list")):
+        refused = console(*command)
+        assert (refused.code, refused.out) == (1, "")
+        assert reason in refused.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_flag_wins_over_the_environment(console: Console, tmp_path: Path) -> None:
+    refused = console("tenants", "list", "--database", f"sqlite:///{tmp_path}/other.db")
+    assert refused.code == 1
+    assert "other.db" in refused.err
