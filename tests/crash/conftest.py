@@ -5,11 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.scenarios import Scenario, play
+from tests.crash.scenarios import BACKENDS, Scenario, play
 from tests.crash.world import Outcome
 
 #: Plays a scenario in this test's directory.
 Play = Callable[[Scenario], Awaitable[Outcome]]
+
+
+@pytest.fixture(params=list(BACKENDS))
+def backend(request: pytest.FixtureRequest) -> str:
+    """One after the other, for what is short."""
+    name: str = request.param
+    return name
 
 
 @pytest.fixture
