@@ -110,6 +110,7 @@ class PostgresStorage:
         self._last_id = last_id
         self._wakes: list[Callable[[int], None]] = []
         self._closed = False
+        self._positions = positions
         self._transactions = Transactions(positions, self._due)
         self._horizon = Horizon()
         road = Road(self._transactions, self._horizon)
@@ -165,9 +166,12 @@ class PostgresStorage:
         self, messages: Sequence[Message], *, now: int, claim: ClaimTerms | None = None
     ) -> Published:
         self._watch.check()
+        # Taken now, and not when a connection is to be had: a claim that waits beside it, and may find these
+        # messages, takes its own later.
+        positions = [self._positions.next(now) for _ in messages]
         gated = (claim is not None and claim.aside) or any(map(is_gated, messages))
         lane = self._gated_publishes if gated else self._publishes
-        return await lane.submit(Acceptance(messages, now, claim), cost_of_messages(messages))
+        return await lane.submit(Acceptance(messages, now, claim, positions), cost_of_messages(messages))
 
     async def cancel(
         self, tenant: TenantId, selection: Selection, *, limit: int | None, now: int

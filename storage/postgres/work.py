@@ -486,11 +486,11 @@ def _plan(
     gated: list[tuple[Message, int]] = []
     crowded: list[tuple[Message, int]] = []
     answers = []
-    for accepted, now, terms in calls:
+    for accepted, now, terms, positions in calls:
         receipts = []
         claims: list[Claim] = []
         terms = terms or NO_TERMS
-        for message in accepted:
+        for number, message in enumerate(accepted):
             id_ = message.id
             key = message.dedup_key
             if id_ in stored:
@@ -521,7 +521,8 @@ def _plan(
                 tx.due(due_at, now)
                 stand = (CREATED, due_at, 0, None)
                 change, next_at = Change.CREATED, due_at if due_at > now else None
-            births.append((id_, message.tenant, *stand, tx.position(now), now, change.value, next_at))
+            position = tx.position(now) if positions is None else positions[number]
+            births.append((id_, message.tenant, *stand, position, now, change.value, next_at))
         answers.append(Published(receipts=receipts, claims=claims))
     return _Plan(answers, messages, births, gated, crowded)
 

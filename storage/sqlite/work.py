@@ -140,7 +140,7 @@ def publish(
     gated: list[tuple[Message, int]] = []
     crowded: list[tuple[Message, int]] = []
     answers = []
-    for accepted, now, terms in calls:
+    for accepted, now, terms, _ in calls:
         receipts = []
         claims: list[Claim] = []
         terms = terms or NO_TERMS
