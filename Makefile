@@ -51,7 +51,7 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/.run
 
-# Node itself comes with the development dependencies.
+# Node itself comes with the development dependencies. It trusts whom the machine trusts, as pip does.
 %/$(NPM_DONE): %/package-lock.json | $(VENV)/.dev
-	cd $* && $(abspath $(BIN))/npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	cd $* && NODE_OPTIONS=--use-system-ca $(abspath $(BIN))/npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@

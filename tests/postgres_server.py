@@ -105,6 +105,11 @@ class Server:
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.01)
 
+    @property
+    def pid(self) -> int:
+        """Of the process whose descendants all others are."""
+        return int((self._data / "postmaster.pid").read_text().split()[0])
+
     def remove(self) -> None:
         self.stop(signal.SIGQUIT)
         shutil.rmtree(self.directory, ignore_errors=True)
