@@ -358,18 +358,22 @@ class Engine:
         claims = [claim for claims in surplus.values() for claim in claims]
         # For a drain to wait for.
         self._reserve(1)
+        leases: Mapping[Crowd, Sequence[Lease]] = {
+            crowd: [_lease_of(claim) for claim in some] for crowd, some in surplus.items()
+        }
         try:
-            stayed = await self._storage.set_aside(
-                {crowd: [_lease_of(claim) for claim in claims] for crowd, claims in surplus.items()},
-                now=now,
-                limit=_SIFTED,
-            )
+            aside = await self._storage.set_aside(leases, now=now, limit=_SIFTED)
+            stayed = aside.stayed
+            self._metrics.set_aside.inc(len(claims) - len(stayed) + aside.sifted)
+            # As long as hardly anything else stands first in line, a claim would only bring more of the same.
+            while aside.sifted > _SIFTED * 3 // 4 and not self._draining:
+                aside = await self._storage.set_aside(dict.fromkeys(surplus, ()), now=now, limit=_SIFTED)
+                self._metrics.set_aside.inc(aside.sifted)
         except Unavailable as reason:
             self._metrics.storage_errors.labels("set_aside").inc()
             self._log.warning("crowds.not_set_aside", count=len(claims), reason=str(reason))
             stayed = [claim.message.id for claim in claims]
         else:
-            self._metrics.set_aside.inc(len(claims) - len(stayed))
             for crowd, some in surplus.items():
                 self._log.info("crowd.set_aside", tenant=crowd.tenant, host=crowd.host, count=len(some))
         finally:

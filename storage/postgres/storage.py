@@ -38,6 +38,7 @@ from storage.protocol import (
     Published,
     Retention,
     ScheduleView,
+    SetAside,
     Stats,
 )
 from storage.sql import archive, cancel, catalog, gates, schedules, transfer, url_groups
@@ -243,9 +244,7 @@ class PostgresStorage:
     async def renew(self, leases: Sequence[Lease], *, until: int) -> Sequence[MessageId]:
         return await self._renewals.use(lambda connection: self._road.renew(connection, leases, until))
 
-    async def set_aside(
-        self, surplus: Mapping[Crowd, Sequence[Lease]], *, now: int, limit: int
-    ) -> Sequence[MessageId]:
+    async def set_aside(self, surplus: Mapping[Crowd, Sequence[Lease]], *, now: int, limit: int) -> SetAside:
         return await self._change(lambda tx: work.set_aside(tx, surplus, now, limit))
 
     def on_work(self, wake: Callable[[int], None]) -> None:

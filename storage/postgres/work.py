@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from relay.domain.delivery import Change, Claim, Lease, Settlement
 from relay.domain.errors import Unavailable
 from relay.domain.fairness import Crowd
-from relay.domain.gates import Gate, GateKind, is_gated, moves_gates
+from relay.domain.gates import Gate, GateId, GateKind, is_gated, moves_gates
 from relay.domain.message import Message, MessageId, TenantId
 from storage.codec import (
     ACTIVE,
@@ -39,10 +39,12 @@ from storage.codec import (
 from storage.postgres.driver import Connection
 from storage.postgres.horizon import Horizon
 from storage.postgres.tx import Transactions, Tx
-from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Published, Receipt
+from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Published, Receipt, SetAside
 from storage.sql import crowds, gates
+from storage.sql.crowds import STANDS_ASIDE
 from storage.sql.gates import Member, Rest, Waiter, rest_of
 from storage.sql.road import LOST, NO_TERMS, Acceptance, Identity, canceled, distinct, left, stopped
+from storage.sql.script import Query, Script
 
 _NO_LIMIT = (1 << 62) - 1
 
@@ -239,6 +241,30 @@ _RENEW = f"""
     UPDATE deliveries d SET due_at = $4 FROM {_given(_IDENTITY)}
     WHERE d.tenant = j.tenant AND d.id = j.id AND d.claim_no = j.claim_no AND d.state = {ACTIVE}
     RETURNING d.tenant, d.id, d.claim_no
+"""
+
+
+#: $1 now, $2 how many of the due to look at, $3 tenant, $4 host, $5 the gate.
+_SIFT = f"""
+    WITH alike AS MATERIALIZED (
+        SELECT d.tenant, d.id, d.due_at
+        FROM (SELECT tenant, id FROM deliveries WHERE due_at <= $1 ORDER BY due_at LIMIT $2) f
+        JOIN deliveries d ON d.tenant = f.tenant AND d.id = f.id JOIN messages m ON m.id = d.id
+        WHERE d.due_at <= $1 AND d.state <> {ACTIVE} AND d.tenant = $3 AND m.host = $4
+            AND m.queue IS NULL AND m.flow_key IS NULL
+        FOR UPDATE OF d SKIP LOCKED
+    ),
+    moved AS (
+        UPDATE deliveries d SET {STANDS_ASIDE} FROM alike WHERE d.tenant = alike.tenant AND d.id = alike.id
+        RETURNING d.tenant, d.id, alike.due_at
+    ),
+    put AS (
+        INSERT INTO gated
+            (tenant, id, crowd, seq, eligible_at, waits_at, place, callbacks, has_slot, finished)
+        SELECT tenant, id, $5, 0, due_at, $5, due_at, 0, 0, 0 FROM moved
+        RETURNING 1
+    )
+    SELECT count(*) FROM put
 """
 
 
@@ -563,16 +589,19 @@ def _claim_of(row: Row, now: int) -> Claim | None:
     return Claim(message=message, claim_no=claim_no, claimed_at=now, retried=retried, lost_leases=lost_leases)
 
 
-async def set_aside(
-    tx: Tx, surplus: Mapping[Crowd, Sequence[Lease]], now: int, limit: int
-) -> Sequence[MessageId]:
-    """Let leased deliveries, and others like them, wait in their crowds; the ids of those that stay as they are.
+async def set_aside(tx: Tx, surplus: Mapping[Crowd, Sequence[Lease]], now: int, limit: int) -> SetAside:
+    """Let leased deliveries, and others like them, wait in their crowds.
 
     Killed before the commit, their leases run out; killed after it, any claim finds them in their crowds.
     """
-    stayed, opens_at = await tx.run(crowds.set_aside(surplus, now=now, limit=limit))
+    answer, opens_at = await tx.run(crowds.set_aside(surplus, now=now, limit=limit, sift=_sift))
     tx.opens(opens_at, now)
-    return stayed
+    return answer
+
+
+def _sift(crowd: Crowd, gate: GateId, now: int, limit: int) -> Script[int]:
+    rows = yield Query(_SIFT, (now, limit, crowd.tenant, crowd.host, gate))
+    return int(rows[0][0])
 
 
 async def _admit(tx: Tx, call: Claiming, begin: int) -> _Admitted:
