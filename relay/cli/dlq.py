@@ -71,6 +71,8 @@ def _list(args: argparse.Namespace, shell: Shell) -> int:
         )
         if more:
             output.note(f"there are more; --count shows more than {args.count}")
+        if letters and not args.json:
+            output.note("`relay dlq get ID` shows all of one, `relay dlq retry ID` sends it again")
         return OK
 
 
@@ -106,6 +108,8 @@ def _retry(args: argparse.Namespace, shell: Shell) -> int:
         def retried(document: Document) -> int:
             some = document.objects("responses")
             responses.extend(some)
+            for response in some:
+                output.line(f"sent again as {response['messageId']}")
             return len(some)
 
         if not _agreed("Send {} again?", selection, args, shell, relay):

@@ -56,13 +56,18 @@ def _logs(args: argparse.Namespace, shell: Shell) -> int:
         newest = entries[0] if entries else None
         shown = entries[: args.count][::-1]
         if args.follow:
-            _print(shown, output, shell)
+            for entry in shown:
+                output.record(entry)
+        # Of a message the last line speaks of what comes next, if no filter hides later ones.
+        newest_of = {} if args.state else {entry["messageId"]: n for n, entry in enumerate(shown)}
+        for n, entry in enumerate(shown):
+            latest = newest_of.get(entry["messageId"]) == n
+            output.line(_line(entry, output, shell.now() if latest else None))
+        if args.follow:
             later = [(name, value) for name, value in query if name != "fromDate"]
             now = shell.now() if relay.at is None else relay.at
             _follow(Follower(relay, later, newest, now), relay, output, shell)
         output.document(shown)
-        for entry in shown:
-            output.line(_line(entry, output, shell.now()))
         if not entries and args.count and not args.json:
             output.note("there is nothing in the log" + (" that matches" if query else ""))
         if more and args.count == _SHOWN:
@@ -76,7 +81,9 @@ def _follow(follower: Follower, relay: Relay, output: Output, shell: Shell) -> N
     while True:
         try:
             for entry in follower.poll():
-                _print([entry], output, shell)
+                output.record(entry)
+                coming = entry.get("nextDeliveryTime", 0) > shell.now()
+                output.line(_line(entry, output, shell.now() if coming else None))
             if failures:
                 output.note(f"{relay.url} is back")
             failures = 0
@@ -90,34 +97,35 @@ def _follow(follower: Follower, relay: Relay, output: Output, shell: Shell) -> N
         shell.pause(_AWAY_S[min(failures, len(_AWAY_S)) - 1] if failures else _POLL_S)
 
 
-def _print(entries: Iterable[Document], output: Output, shell: Shell) -> None:
-    """One line each: for people, or one JSON object."""
-    for entry in entries:
-        output.record(entry)
-        output.line(_line(entry, output, shell.now()))
-
-
-def _line(entry: Document, output: Output, now: int) -> str:
-    time = output.local(entry["time"]).replace(tzinfo=None).isoformat(timespec="milliseconds")
+def _line(entry: Document, output: Output, now: int | None) -> str:
+    """`now` None: the entry is not the latest of its message, or may not be."""
     parts = [
-        time,
+        output.local(entry["time"]).isoformat(timespec="milliseconds"),
         output.state(entry["state"], _STATE_WIDTH),
         printable(entry["messageId"]),
         printable(entry["url"]),
-        printable(_happened(entry, now)),
+        printable(", ".join([*_reasons(entry), *_planned(entry, output, now)])),
     ]
     return "  ".join(parts).rstrip()
 
 
-def _happened(entry: Document, now: int) -> str:
-    """Why, and what comes next."""
-    parts = []
-    if entry.get("responseStatus"):
-        parts.append(f"answered {entry['responseStatus']}")
-    if entry.get("error"):
-        parts.append(entry["error"])
-    if entry.get("nextDeliveryTime", 0) > entry["time"]:
-        due_at = entry["nextDeliveryTime"]
-        when = relative(due_at, now)
-        parts.append(f"next attempt {when}" if due_at >= now else f"next attempt was due {when}")
-    return ", ".join(parts)
+def _reasons(entry: Document) -> Iterable[str]:
+    status, error = entry.get("responseStatus"), entry.get("error")
+    if status:
+        yield f"answered {status}"
+    # Where there is no more to say than the status, the API says it in a sentence.
+    if error and error != f"the destination answered with status {status}":
+        yield error
+
+
+def _planned(entry: Document, output: Output, now: int | None) -> Iterable[str]:
+    """When the next attempt was to be, and seen from `now` only if it has not been made since."""
+    due_at = entry.get("nextDeliveryTime", 0)
+    if due_at <= entry["time"]:
+        return
+    if now is None:
+        yield f"next attempt planned for {output.local(due_at).isoformat(timespec='seconds')}"
+    elif due_at >= now:
+        yield f"next attempt {relative(due_at, now)}"
+    else:
+        yield f"next attempt was due {relative(due_at, now)}"

@@ -19,6 +19,7 @@ from relay.cli.outcome import INTERRUPTED, OK
 from relay.cli.output import Output
 from relay.cli.shell import Shell
 from relay.cli.show import show_message
+from relay.cli.standing import standing
 
 #: The most the API cancels in one call that has a count.
 _MOST_AT_ONCE = 500
@@ -50,7 +51,8 @@ def _get(args: argparse.Namespace, shell: Shell) -> int:
             document = relay.get(f"/v2/messages/{segment(id)}")
             if documents:
                 output.line("")
-            show_message(output, document)
+            if not output.as_json:
+                show_message(output, document, standing(relay, document, output, shell.now()))
             documents.append(document)
 
         return each(args.ids, get, output, lambda missing: documents)

@@ -120,16 +120,16 @@ class Output:
 
 
 def relative(at: int, now: int) -> str:
-    """How far an instant is from another, both Unix ms, rounded down.
+    """How far an instant is from another, both Unix ms, rounded to the nearest.
 
-    >>> relative(61_000, 0), relative(0, 3_999), relative(0, 999)
-    ('in 1 m', '3 s ago', 'now')
+    >>> relative(61_000, 0), relative(1_980, 0), relative(0, 499)
+    ('in 1 m', 'in 2 s', 'now')
     """
-    distance_s = abs(at - now) // _SECOND_MS
+    distance_s = (abs(at - now) + _SECOND_MS // 2) // _SECOND_MS
     if distance_s == 0:
         return "now"
     size, unit = next(((size, unit) for below, size, unit in _UNITS if distance_s < below), (86_400, "d"))
-    count = f"{distance_s // size} {unit}"
+    count = f"{(distance_s + size // 2) // size} {unit}"
     return f"in {count}" if at > now else f"{count} ago"
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from relay.domain.fields import canonical, values_by_name
+from relay.domain.fields import canonical, readable, values_by_name
 from relay.domain.message import (
     Callback,
     Headers,
@@ -102,13 +102,15 @@ def _body(
     message: Message, attempt: "Attempt", retried: int, dead_letter_id: int | None, max_body_bytes: int
 ) -> bytes:
     """The JSON that the receiver of a callback gets. What does not apply is left out; a status of 0 says that no
-    response came."""
+    response came, and `error` why none did, or not the whole of it."""
     request, origin = message.request, message.origin
     told: dict[str, Any] = {
         "status": attempt.status or 0,
         "header": values_by_name(attempt.headers),
         "body": _base64(attempt.body[:max_body_bytes]),
     }
+    if attempt.error is not None:
+        told["error"] = readable(attempt.error)
     # The documentation has no number of retries on the first attempt.
     if retried:
         told["retried"] = retried

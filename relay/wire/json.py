@@ -65,6 +65,7 @@ def message_json(message: Message) -> Json:
     }
     _put_body(shown, request.body, redaction)
     _put_origin(shown, message.origin)
+    _put(shown, "sourceMessageId", message.origin.source and message_id_text(message.origin.source))
     _put(shown, "callerIP", message.origin.caller_ip)
     _put(shown, "retryDelayExpression", message.retry.delay)
     _put_callback(shown, "callback", "callbackHeader", message.callback, redaction)
@@ -80,6 +81,7 @@ def dead_letter_json(dead_letter: DeadLetter) -> Json:
     attempt = dead_letter.attempt
     shown = message_json(dead_letter.message)
     shown["dlqId"] = dead_letter_text(dead_letter.id)
+    _put(shown, "retried", dead_letter.retried)
     shown["responseStatus"] = attempt.status or 0
     _put(shown, "error", attempt.error and readable(attempt.error))
     _put(shown, "responseHeader", _headers(attempt.headers, _NO_REDACTION))

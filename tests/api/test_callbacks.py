@@ -76,7 +76,7 @@ async def test_every_attempt_is_reported_and_the_last_failure_once_more(rig: Rig
 
 
 async def test_a_callback_is_shown_like_any_message(rig: Rig) -> None:
-    await rig.publish(
+    message_id = await rig.publish(
         headers={**SETTINGS, "Upstash-Retries": "2", "Upstash-Label": "a", "Upstash-Method": "PUT"}
     )
     await rig.attempt(200)
@@ -88,6 +88,7 @@ async def test_a_callback_is_shown_like_any_message(rig: Rig) -> None:
         "method": "POST",
         "header": {"Content-Type": ["application/json"], "X-A": ["1"]},
         "body": report["body"],
+        "sourceMessageId": message_id,
         "maxRetries": 2,
         "notBefore": rig.clock.now(),
         "createdAt": rig.clock.now(),

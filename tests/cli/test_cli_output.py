@@ -11,7 +11,7 @@ import pytest
 import relay.cli.output
 from relay.cli.output import printable, relative
 from signing import PrivateKey, webhook_secret
-from tests.cli.console import NOW, Console, Server
+from tests.cli.console import NOW, Answer, Console, Request, Server
 from tests.cli.shapes import a_letter, a_message, a_schedule, an_entry
 
 
@@ -31,18 +31,24 @@ def test_the_examples_of_the_output_rules_hold() -> None:
     [
         (0, "now"),
         (1, "in 1 s"),
+        (0.49, "now"),
+        (1.98, "in 2 s"),
         (59, "in 59 s"),
+        (59.9, "in 1 m"),
         (60, "in 1 m"),
-        (3_599, "in 59 m"),
+        (89, "in 1 m"),
+        (90, "in 2 m"),
+        (3_599, "in 60 m"),
+        (3_599.7, "in 1 h"),
         (3_600, "in 1 h"),
-        (172_799, "in 47 h"),
+        (172_799, "in 48 h"),
         (172_800, "in 2 d"),
         (-5, "5 s ago"),
         (-86_400 * 400, "400 d ago"),
     ],
 )
-def test_a_time_is_told_from_now_in_its_largest_useful_unit(distance_s: int, words: str) -> None:
-    assert relative(NOW + distance_s * 1000, NOW) == words
+def test_a_time_is_told_from_now_in_its_largest_useful_unit(distance_s: float, words: str) -> None:
+    assert relative(NOW + int(distance_s * 1000), NOW) == words
 
 
 @pytest.mark.parametrize("text", ["\x1b[31m", "\r", "\x9b2J", "\u202e", "\ud800", "a\tb"])
@@ -153,36 +159,138 @@ def test_a_list_longer_than_a_page_is_gathered_with_the_cursor(console: Console,
 
 
 def test_a_message_is_shown_with_everything_that_was_set(console: Console, server: Server) -> None:
-    server.says(
+    standing_at(
+        server,
         a_message(
             notBefore=NOW + 60_000,
             header={"X-A": ["1"], "X-B": ["\x1b]0;title\x07"]},
+            topicName="orders",
+            endpointName="billing",
+            callback="https://example.com/told",
+            failureCallback="https://example.com/failed",
+            sourceMessageId="msg_0",
             labels=["a", "b"],
             scheduleId="scd_9",
             retryDelayExpression="1000 * retried",
             callerIP="10.0.0.7",
             body="first\n\x1b[2Jsecond",
-        )
+        ),
+        an_entry(nextDeliveryTime=NOW + 60_000),
     )
     code, out, err = console("messages", "get", "msg_1")
     assert (code, err) == (0, "")
     assert out == (
-        "message      msg_1\n"
-        "destination  POST https://example.com/hook\n"
-        "published    2027-01-15T09:00:00+01:00 (now)\n"
-        "not before   2027-01-15T09:01:00+01:00 (in 1 m)\n"
-        "retries      3\n"
-        "retry delay  1000 * retried\n"
-        "labels       a, b\n"
-        "from         10.0.0.7\n"
-        "schedule     scd_9\n"
-        "header       X-A: 1\n"
-        "header       X-B: \\x1b]0;title\\x07\n"
+        "message       msg_1\n"
+        "destination   POST https://example.com/hook\n"
+        "published     2027-01-15T09:00:00+01:00 (now)\n"
+        "not before    2027-01-15T09:01:00+01:00 (in 1 m)\n"
+        "state         CREATED, since 2027-01-15T09:00:00+01:00 (now)\n"
+        "next attempt  2027-01-15T09:01:00+01:00 (in 1 m)\n"
+        "retries       3\n"
+        "retry delay   1000 * retried\n"
+        "labels        a, b\n"
+        "url group     orders (endpoint billing)\n"
+        "callback      https://example.com/told\n"
+        "on failure    https://example.com/failed\n"
+        "callback of   msg_0\n"
+        "from          10.0.0.7\n"
+        "schedule      scd_9\n"
+        "header        X-A: 1\n"
+        "header        X-B: \\x1b]0;title\\x07\n"
         "\n"
         "body:\n"
         "first\n"
         "\\x1b[2Jsecond\n"
     )
+
+
+def standing_at(
+    server: Server, message: dict[str, Any], *latest: dict[str, Any], **others: dict[str, Any]
+) -> None:
+    """A relay that knows one message and the latest entries of its log; `others` by the first part of the path."""
+
+    def answer(request: Request) -> Answer:
+        kind = request.path.split("/")[2]
+        known = {"messages": message, "events": {"events": list(latest)}, **others}
+        return server.json(known[kind]) if kind in known else server.json({"error": "not found"}, 404)
+
+    server.answer = answer
+
+
+def rows_of(out: str) -> dict[str, str]:
+    """What is shown by name; of a name that comes twice the last value, and of a body nothing."""
+    return dict(re.findall("^([a-z ]+?)  +(.*)$", out, re.MULTILINE))
+
+
+def test_a_message_that_waits_to_be_retried_says_until_when_and_why(console: Console, server: Server) -> None:
+    standing_at(
+        server,
+        a_message(),
+        an_entry(state="RETRY", time=NOW - 3_000, nextDeliveryTime=NOW + 9_000),
+        an_entry(state="ERROR", time=NOW - 3_000, error="refused"),
+    )
+    rows = rows_of(console("messages", "get", "msg_1").out)
+    assert rows["state"] == "RETRY, since 2027-01-15T08:59:57+01:00 (3 s ago)"
+    assert rows["last error"] == "refused"
+    assert rows["next attempt"] == "2027-01-15T09:00:09+01:00 (in 9 s)"
+    assert "waits for" not in rows
+
+
+def test_a_failed_message_names_its_dead_letter(console: Console, server: Server) -> None:
+    failed = an_entry(state="FAILED"), an_entry(state="ERROR", error="refused")
+    standing_at(server, a_message(), *failed, dlq={"messages": [a_letter()]})
+    rows = rows_of(console("messages", "get", "msg_1").out)
+    assert (rows["dead letter"], rows["last error"]) == ("1800000000000-0", "refused")
+    standing_at(server, a_message(), *failed, dlq={"messages": []})
+    rows = rows_of(console("messages", "get", "msg_1").out)
+    assert rows["dead letter"] == "none any more: sent again, deleted or forgotten"
+
+
+@pytest.mark.parametrize(
+    ("state", "due_in_ms", "queue", "key", "reasons"),
+    [
+        ("CREATED", 0, {"paused": True}, {}, ["queue q, which is paused: relay queues resume q"]),
+        ("RETRY", 9, {"paused": True}, {}, ["queue q, which is paused: relay queues resume q"]),
+        ("CREATED", 0, {"lag": 3}, {}, ["its turn in queue q: 3 unfinished, 2 at a time"]),
+        ("RETRY", 0, {"lag": 3}, {}, []),
+        ("CREATED", 0, {"lag": 2}, {}, []),
+        ("CREATED", 9, {}, {"isPaused": True}, ["flow key k, which is paused: relay flow-control resume k"]),
+        ("RETRY", 0, {}, {"waitListSize": 4}, ["its turn at flow key k: 4 waiting"]),
+        ("RETRY", 9, {}, {"waitListSize": 4}, []),
+        ("ACTIVE", 0, {"paused": True}, {"isPaused": True}, []),
+    ],
+)
+def test_a_message_names_the_gate_it_waits_at(
+    console: Console,
+    server: Server,
+    state: str,
+    due_in_ms: int,
+    queue: dict[str, Any],
+    key: dict[str, Any],
+    reasons: list[str],
+) -> None:
+    entry = an_entry(state=state, time=NOW - 1000, nextDeliveryTime=NOW + due_in_ms)
+    standing_at(
+        server,
+        a_message(queueName="q", flowControlKey="k"),
+        entry,
+        queues={"paused": False, "lag": 1, "parallelism": 2, **queue},
+        flowControl={"isPaused": False, "waitListSize": 0, **key},
+    )
+    out = console("messages", "get", "msg_1").out
+    assert re.findall("^waits for +(.*)$", out, re.MULTILINE) == reasons
+
+
+def test_a_gate_that_is_gone_keeps_no_message_from_being_shown(console: Console, server: Server) -> None:
+    standing_at(server, a_message(queueName="q", flowControlKey="k"), an_entry())
+    result = console("messages", "get", "msg_1")
+    assert (result.code, result.err) == (0, "")
+    assert rows_of(result.out)["next attempt"] == "as soon as it can be made"
+
+
+def test_a_message_whose_log_is_gone_is_shown_all_the_same(console: Console, server: Server) -> None:
+    standing_at(server, a_message())
+    assert "state" not in rows_of(console("messages", "get", "msg_1").out)
 
 
 def test_several_messages_for_programs_are_one_array(console: Console, server: Server) -> None:
@@ -197,7 +305,7 @@ def test_several_messages_for_programs_are_one_array(console: Console, server: S
 def test_several_things_are_shown_with_a_line_between_them(
     console: Console, server: Server, command: str, shape: dict[str, Any]
 ) -> None:
-    server.says(shape)
+    standing_at(server, shape, dlq=shape, schedules=shape)
     one, two = console(command, "get", "a").out, console(command, "get", "a", "b").out
     assert two == f"{one}\n{one}"
     assert len(json.loads(console(command, "get", "a", "b", "--json").out)) == 2
@@ -217,13 +325,44 @@ def test_a_dead_letter_is_shown_with_its_last_answer(console: Console, server: S
     assert "last answer    500\n" in out
     assert "answer header  Server: x\n" in out
     assert "\nbody: 2 bytes that are not text; --json shows them in base64\n" in out
+    assert "send it again  relay dlq retry 1800000000000-0\n" in out
     assert out.endswith("\nlast answer's body:\nout of order\n")
+
+
+@pytest.mark.parametrize(
+    ("fields", "tries", "explained"),
+    [
+        ({"retried": 3}, "4 of 4", None),
+        ({"maxRetries": 0}, "1 of 1", None),
+        ({"responseStatus": 489}, "1 of 4", "with Upstash-NonRetryable-Error: not to be tried again"),
+        ({"responseStatus": 489, "retried": 3}, "4 of 4", None),
+        ({"responseStatus": 302, "maxRetries": 0}, "1 of 1", "redirects are not followed"),
+        ({"responseStatus": 304, "maxRetries": 0}, "1 of 1", None),
+    ],
+)
+def test_a_dead_letter_says_how_often_it_was_tried_and_what_its_status_means(
+    console: Console, server: Server, fields: dict[str, Any], tries: str, explained: str | None
+) -> None:
+    server.says(a_letter(**fields))
+    rows = rows_of(console("dlq", "get", "1800000000000-0").out)
+    assert (rows["tries"], rows.get("last error")) == (tries, explained)
+    server.says({"messages": [a_letter(**fields)]})
+    assert explained is None or explained in console("dlq", "list").out
+
+
+def test_a_list_of_dead_letters_says_what_can_be_done_with_one(console: Console, server: Server) -> None:
+    server.says({"messages": [a_letter()]})
+    assert console("dlq", "list").err == (
+        "relay: `relay dlq get ID` shows all of one, `relay dlq retry ID` sends it again\n"
+    )
+    server.says({"messages": []})
+    assert console("dlq", "list").err == ""
 
 
 def test_a_dead_letter_without_any_answer_says_why(console: Console, server: Server) -> None:
     server.says(a_letter(responseStatus=0, error="refused the connection"))
     out = console("dlq", "get", "1800000000000-0").out
-    assert "last answer  none\nlast error   refused the connection\n" in out
+    assert "last answer    none\nlast error     refused the connection\n" in out
     assert len(server.requests) == 1
 
 
@@ -255,8 +394,8 @@ def entry_lines(
 def test_a_log_reads_downwards_in_time(console: Console, server: Server) -> None:
     latest_first = [an_entry(state="ACTIVE", time=NOW + 5), an_entry()]
     assert entry_lines(console, server, *latest_first) == [
-        "2027-01-15T09:00:00.000  CREATED           msg_1  https://example.com/hook",
-        "2027-01-15T09:00:00.005  ACTIVE            msg_1  https://example.com/hook",
+        "2027-01-15T09:00:00.000+01:00  CREATED           msg_1  https://example.com/hook",
+        "2027-01-15T09:00:00.005+01:00  ACTIVE            msg_1  https://example.com/hook",
     ]
     assert json.loads(console("logs", "--json").out) == latest_first[::-1]
 
@@ -285,6 +424,31 @@ def test_a_log_line_about_an_attempt_whose_time_has_come_says_since_when(
         console, server, an_entry(state="RETRY", time=NOW - 90_000, nextDeliveryTime=NOW - 78_000)
     )
     assert line.endswith("  next attempt was due 1 m ago")
+
+
+def test_only_the_latest_line_of_a_message_judges_when_the_next_attempt_is(
+    console: Console, server: Server
+) -> None:
+    entries = [
+        an_entry(state="RETRY", time=NOW - 1_000, nextDeliveryTime=NOW + 9_000),
+        an_entry(state="RETRY", messageId="msg_2", time=NOW - 1_000, nextDeliveryTime=NOW + 9_000),
+        an_entry(state="RETRY", time=NOW - 20_000, nextDeliveryTime=NOW - 8_000),
+    ]
+    planned = "  next attempt planned for 2027-01-15T08:59:52+01:00"
+    assert [line.partition("hook")[2] for line in entry_lines(console, server, *entries)] == [
+        planned,
+        "  next attempt in 9 s",
+        "  next attempt in 9 s",
+    ]
+    # A filter may hide what came later.
+    assert console("logs", "--state", "RETRY").out.splitlines()[0].endswith(planned)
+    assert "in 9 s" not in console("logs", "--state", "RETRY").out
+
+
+def test_a_status_is_told_once(console: Console, server: Server) -> None:
+    said = an_entry(state="ERROR", responseStatus=500, error="the destination answered with status 500")
+    [line] = entry_lines(console, server, said)
+    assert line.endswith("hook  answered 500")
 
 
 def test_a_log_of_nothing_says_so_beside_the_output(console: Console, server: Server) -> None:

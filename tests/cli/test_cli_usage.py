@@ -406,7 +406,9 @@ def test_a_bulk_retry_goes_page_by_page_and_never_beyond_what_had_failed_when_it
 ) -> None:
     first = {"responses": [{"messageId": "msg_1"}] * 100, "cursor": "c"}
     answering(server, server.json(first, 201), server.json({"responses": [{"messageId": "msg_2"}]}, 201))
-    assert console("dlq", "retry", "--label", "x", "--yes") == (0, "101 sent again\n", "")
+    code, out, err = console("dlq", "retry", "--label", "x", "--yes")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == ["sent again as msg_1"] * 100 + ["sent again as msg_2", "101 sent again"]
     assert [request.query for request in server.requests] == [
         [("label", "x"), ("order", "latestFirst"), ("count", "1")],
         [("label", "x"), ("toDate", "1799999999999"), ("count", "100")],

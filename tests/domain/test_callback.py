@@ -34,10 +34,11 @@ def settled(
     status: int | None = 200,
     headers: Headers = (),
     body: bytes = b"",
+    error: str | None = None,
     retried: int = 0,
     **terms: Any,
 ) -> Settlement:
-    error = "nobody there" if status is None else None
+    error = "nobody there" if status is None and error is None else error
     attempt = an_attempt(status=status, headers=headers, body=body, error=error)
     return settle(a_claim(message, retried=retried), attempt, next_id=next_id, **terms)
 
@@ -96,6 +97,7 @@ def test_what_does_not_apply_is_left_out_and_bodies_and_headers_may_be_empty() -
         "status": 0,
         "header": {},
         "body": "",
+        "error": "nobody there",
         "maxRetries": 3,
         "sourceMessageId": text_of("msg_", source.id),
         "url": "https://example.com/hook",
@@ -105,6 +107,14 @@ def test_what_does_not_apply_is_left_out_and_bodies_and_headers_may_be_empty() -
         "notBefore": NOW,
         "createdAt": NOW,
     }
+
+
+def test_a_report_without_an_answer_says_why_there_is_none() -> None:
+    source = a_message(callback=CALLBACK, failure_callback=CALLBACK, max_retries=0)
+    reports = settled(source, status=None, error="refused \udcff").publishes
+    assert [told(report)["error"] for report in reports] == ["refused \N{REPLACEMENT CHARACTER}"] * 2
+    (broken, _) = settled(source, status=200, error="the body ended early").publishes
+    assert (told(broken)["status"], told(broken)["error"]) == (200, "the body ended early")
 
 
 def test_bodies_are_cut_at_the_bound() -> None:

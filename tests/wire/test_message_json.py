@@ -5,9 +5,10 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from relay.domain.dead_letter import DeadLetter, DeadLetterId
-from relay.domain.message import Callback, FlowControl, MessageId, Redaction
+from relay.domain.message import Callback, FlowControl, MessageId, Origin, Redaction
 from relay.ids import text_of
 from relay.wire.json import PAGE_BYTES, dead_letter_json, dead_letter_page, message_json, receipt_json
 from storage.protocol import Receipt
@@ -227,6 +228,17 @@ def test_a_dead_letter_that_got_no_answer_has_status_0_and_says_why() -> None:
         "responseStatus": 0,
         "error": "connection \N{REPLACEMENT CHARACTER}refused",
     }
+
+
+def test_a_dead_letter_says_how_often_it_was_retried() -> None:
+    retried = replace(a_dead_letter(), retried=2)
+    assert dead_letter_json(retried)["retried"] == 2
+
+
+def test_a_callback_names_the_message_it_is_about() -> None:
+    message = a_message(id=ID)
+    callback = replace(message, origin=Origin(source=MessageId(5)))
+    assert message_json(callback) == message_json(message) | {"sourceMessageId": text_of("msg_", 5)}
 
 
 def test_a_dead_letter_whose_answer_broke_off_has_its_status_and_says_why() -> None:
