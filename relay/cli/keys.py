@@ -4,8 +4,9 @@ import argparse
 from typing import Any
 
 from relay.cli.commands import OPERATE, Commands
-from relay.cli.options import add_connection, opened
-from relay.cli.outcome import OK
+from relay.cli.options import add_connection, confirm, opened
+from relay.cli.outcome import INTERRUPTED, OK
+from relay.cli.output import Output
 from relay.cli.shell import Shell
 
 
@@ -20,15 +21,15 @@ def register(commands: Commands) -> None:
             "with them. A receiver needs those of one scheme.",
         )
     )
-    add_connection(
-        actions.add(
-            "rotate",
-            "retire the current key",
-            _rotate,
-            details="The next key becomes the current one and a new next key is made. Receivers that know both\n"
-            "keys go on verifying; give them the new pair before you rotate again.",
-        )
+    rotate = actions.add(
+        "rotate",
+        "retire the current key",
+        _rotate,
+        details="The next key becomes the current one and a new next key is made. Receivers that know both\n"
+        "keys go on verifying; give them the new pair before you rotate again.",
     )
+    rotate.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    add_connection(rotate)
 
 
 def _show(args: argparse.Namespace, shell: Shell) -> int:
@@ -36,7 +37,12 @@ def _show(args: argparse.Namespace, shell: Shell) -> int:
 
 
 def _rotate(args: argparse.Namespace, shell: Shell) -> int:
-    return _print(args, shell, "POST", "/v2/keys/rotate")
+    if not args.yes and not confirm(shell, "Retire the current key? Receivers must know the next one."):
+        return INTERRUPTED
+    code = _print(args, shell, "POST", "/v2/keys/rotate")
+    if not args.json:
+        Output(shell).note("give receivers this pair before you rotate again")
+    return code
 
 
 def _print(args: argparse.Namespace, shell: Shell, method: str, path: str) -> int:

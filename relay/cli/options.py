@@ -156,7 +156,7 @@ def add_message(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="'NAME: VALUE'",
-        help="a header for the destination",
+        help="a header for the destination; one that begins with Upstash- or Relay- is a setting of the message",
     )
     parser.add_argument("--content-type", metavar="TYPE", help="the media type of the body")
     parser.add_argument("--method", help="GET, POST, PUT, PATCH or DELETE (default: POST)")
@@ -166,6 +166,10 @@ def add_message(parser: argparse.ArgumentParser) -> None:
         "--retry-delay", metavar="EXPR", help="ms between attempts, such as 'pow(2, retried) * 1000'"
     )
     parser.add_argument("--timeout", metavar="30s", help="how long one attempt may take")
+    parser.add_argument("--callback", metavar="URL", help="where the outcome of every attempt is reported")
+    parser.add_argument(
+        "--failure-callback", metavar="URL", help="where it is reported that the message has failed for good"
+    )
     parser.add_argument("--label", action="append", default=[], type=filled, help="a label to find it by")
     parser.add_argument("--queue", type=identifier, metavar="NAME", help="deliver in the order of this queue")
     parser.add_argument("--flow-key", metavar="KEY", help="hold it to the limits of this flow-control key")
@@ -186,21 +190,23 @@ def message_headers(args: argparse.Namespace) -> list[tuple[str, str]]:
         ("Upstash-Retries", args.retries),
         ("Upstash-Retry-Delay", args.retry_delay),
         ("Upstash-Timeout", args.timeout),
+        ("Upstash-Callback", args.callback),
+        ("Upstash-Failure-Callback", args.failure_callback),
         ("Upstash-Label", ",".join(args.label) or None),
         ("Upstash-Flow-Control-Key", args.flow_key),
         ("Upstash-Flow-Control-Value", args.flow_limits),
         ("Relay-Signature", args.signature),
     ]
-    return [(name, value) for name, value in given if value is not None] + [
-        _forwarded(h) for h in args.header
-    ]
+    return [(name, value) for name, value in given if value is not None] + [_header(h) for h in args.header]
 
 
-def _forwarded(text: str) -> tuple[str, str]:
+def _header(text: str) -> tuple[str, str]:
+    """What makes the relay pass the header on, or, by the name of a setting, the setting it is."""
     name, colon, value = text.partition(":")
     if not colon or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
         raise misused(f"{text!r} is not a header such as 'Name: value'")
-    return f"Upstash-Forward-{name}", value.strip()
+    setting = name.lower().startswith(("upstash-", "relay-"))
+    return name if setting else f"Upstash-Forward-{name}", value.strip()
 
 
 def message_body(args: argparse.Namespace, shell: Shell) -> bytes:

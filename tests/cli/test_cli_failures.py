@@ -87,7 +87,7 @@ def test_an_answer_that_no_relay_gives_is_named_as_such(
         ("dlq", "retry", "1-0"),
         ("dlq", "retry", "--all", "--yes"),
         ("dlq", "delete", "--all", "--yes"),
-        ("keys", "rotate"),
+        ("keys", "rotate", "--yes"),
     ],
     ids=" ".join,
 )

@@ -322,6 +322,9 @@ def test_a_schedule_publishes_into_a_queue_and_under_a_key(person: Person) -> No
         (("schedules", "create", "https://example.com", "--cron", "now"), "Upstash-Cron"),
         (("schedules", "create", "https://a.b", "--cron=@daily", "--overlap", "x"), "Relay-Schedule-Overlap"),
         (("schedules", "create", "https://a.b", "--cron=@daily", "--catch-up", "x"), "Relay-Schedule-Catch-Up"),
+        (("publish", "https://example.com", "-H", "Upstash-Retries: many"), "Upstash-Retries"),
+        (("publish", "https://example.com", "--callback", "nowhere"), "Upstash-Callback"),
+        (("publish", "https://example.com", "--failure-callback", "x"), "Upstash-Failure-Callback"),
         (("publish", "https://example.com", "--flow-key", "k"), "Upstash-Flow-Control-Value"),
         (("url-groups", "add", "g", "nowhere"), "url"),
         (("logs", "--state", "LOST"), "state"),
@@ -348,7 +351,7 @@ def test_a_token_the_relay_does_not_know_is_refused(person: Person) -> None:
 def test_rotated_keys_move_up(relay: Live) -> None:
     person = Person(relay.url, OTHER_TOKEN)
     before = person.json("keys", "show")
-    after = person.json("keys", "rotate")
+    after = person.json("keys", "rotate", "--yes")
     assert after["current"] == before["next"]
     assert after["next"] not in before.values()
     assert person.json("keys", "show") == after

@@ -483,7 +483,7 @@ def test_the_keys_are_printed_as_lines_for_an_environment(console: Console, serv
         f"WEBHOOK_CURRENT_PUBLIC_KEY={public[0]}",
         f"WEBHOOK_NEXT_PUBLIC_KEY={public[1]}",
     ]
-    assert json.loads(console("keys", "rotate", "--json").out) == {
+    assert json.loads(console("keys", "rotate", "--yes", "--json").out) == {
         "current": current,
         "next": next_,
         "standard": {
@@ -495,6 +495,19 @@ def test_the_keys_are_printed_as_lines_for_an_environment(console: Console, serv
         ("GET", "/v2/keys"),
         ("POST", "/v2/keys/rotate"),
     ]
+
+
+def test_a_rotation_asks_first_and_says_what_must_come_before_the_next(
+    console: Console, server: Server
+) -> None:
+    server.says({"current": "sig_1", "next": "sig_2"})
+    question = "Retire the current key? Receivers must know the next one. [y/N] "
+    assert console("keys", "rotate", typed=b"n\n") == (130, "", question)
+    assert server.requests == []
+    agreed = console("keys", "rotate", typed=b"y\n")
+    assert (agreed.code, agreed.out.splitlines()[0]) == (0, "QSTASH_CURRENT_SIGNING_KEY=sig_1")
+    assert agreed.err == f"{question}relay: give receivers this pair before you rotate again\n"
+    assert console("keys", "show").err == ""
 
 
 def test_a_key_without_a_public_key_is_printed_with_the_reason(console: Console, server: Server) -> None:

@@ -117,6 +117,7 @@ def test_a_bulk_command_must_say_clearly_what_it_is_about(
     ("argv", "complaint"),
     [
         (("queues", "delete", "q"), "there is no terminal to ask on; pass --yes to go ahead"),
+        (("keys", "rotate"), "there is no terminal to ask on; pass --yes to go ahead"),
         (("flow-control", "pin", "k"), "which limits? Give --parallelism, --rate or --period"),
     ],
 )
@@ -234,6 +235,33 @@ def test_every_publish_flag_becomes_its_header(console: Console, server: Server)
         "Upstash-Retries": "7",
         "Upstash-Retry-Delay": "1000 * retried",
         "Upstash-Timeout": "30s",
+    }
+
+
+@pytest.mark.parametrize(
+    ("command", "path"),
+    [
+        (("publish",), "/v2/publish/https://example.com"),
+        (("schedules", "create", "--cron", "@daily"), "/v2/schedules/https://example.com"),
+    ],
+)
+def test_a_header_of_the_relays_own_is_a_setting_and_not_passed_on(
+    console: Console, server: Server, command: tuple[str, ...], path: str
+) -> None:
+    server.says({"messageId": "msg_1", "scheduleId": "scd_1"})
+    told = ("--callback", "https://a.example", "--failure-callback", "https://b.example")
+    own = ("-H", "upstash-Redact-Fields: body", "-H", "Relay-Signature:both", "-H", "Upstashed: x")
+    assert console(*command, "https://example.com", *told, *own).code == 0
+    [request] = server.requests
+    assert request.path == path
+    sent = {name: value for name, value in request.headers.items() if "pstash" in name or "Relay-" in name}
+    sent.pop("Upstash-Cron", None)
+    assert sent == {
+        "Upstash-Callback": "https://a.example",
+        "Upstash-Failure-Callback": "https://b.example",
+        "upstash-Redact-Fields": "body",
+        "Relay-Signature": "both",
+        "Upstash-Forward-Upstashed": "x",
     }
 
 
