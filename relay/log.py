@@ -5,6 +5,7 @@ is slower than the relay, the oldest gathered lines are dropped and counted. Lin
 signing keys, bodies or header values.
 """
 
+import json
 import logging
 import sys
 import threading
@@ -118,6 +119,14 @@ def _human_line(at: int, level: str, event: str, fields: dict[str, object]) -> s
     seconds, ms = divmod(at // 1, 1000)
     clock = f"{seconds // 3600 % 24:02}:{seconds // 60 % 60:02}:{seconds % 60:02}.{ms:03}Z"
     trace = str(fields.pop("trace", "")).rstrip()
-    words = " ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
+    words = " ".join(f"{name}={_word(value)}" for name, value in fields.items() if value is not None)
     mark = "" if level == "info" else f"{level.upper()} "
     return f"{clock} {mark}{event} {words}\n" + (trace + "\n" if trace else "")
+
+
+def _word(value: object) -> str:
+    """In quotes where it could be taken for more than one, or could not be told from the next field."""
+    text = str(value)
+    if text.isprintable():
+        return text if text and not set(text) & set(' "=') else json.dumps(text, ensure_ascii=False)
+    return json.dumps(text)

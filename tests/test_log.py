@@ -45,11 +45,16 @@ def test_people_get_a_clock_and_words() -> None:
     stream = io.StringIO()
     log = StreamLog(stream, now=lambda: NOW, human=True)
     log.info("delivery.attempted", status=200, error=None)
+    log.warning("schedule.advanced", error='no "grüße"', ids=["a", "b"], text="a\nb", none="", fair="x=1")
     log.error("loop.broke", exc=ValueError("no"))
     log.close()
-    first, second, *trace = stream.getvalue().splitlines()
+    first, words, second, *trace = stream.getvalue().splitlines()
     assert first == "08:00:00.123Z delivery.attempted status=200"
-    assert second == "08:00:00.123Z ERROR loop.broke error=ValueError: no"
+    assert words == (
+        '08:00:00.123Z WARNING schedule.advanced error="no \\"grüße\\"" '
+        """ids="['a', 'b']" text="a\\nb" none="" fair="x=1\""""
+    )
+    assert second == '08:00:00.123Z ERROR loop.broke error="ValueError: no"'
     assert trace == ["ValueError: no"]
 
 

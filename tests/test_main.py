@@ -184,6 +184,7 @@ async def test_a_relay_refuses_to_call_what_is_not_public(storage: Storage) -> N
         await relay.stop()
     (line,) = lines.named("delivery.attempted")
     assert line["outcome"] == "failed"
+    assert {level for level, event, _ in lines.all if event == "delivery.attempted"} == {"warning"}
     assert "is not a public address" in str(line["error"])
 
 

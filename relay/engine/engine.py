@@ -494,7 +494,7 @@ class Engine:
         self._metrics.attempt_seconds.observe(duration_ms / 1000)
         if claim.retried == 0:
             self._metrics.lag_seconds.observe(max(0, attempt.started_at - message.not_before) / 1000)
-        self._log.info(
+        (self._log.warning if outcome == "failed" else self._log.info)(
             "delivery.attempted",
             message=text_of("msg_", message.id),
             tenant=message.tenant,

@@ -223,7 +223,7 @@ class Scheduler:
             if count:
                 self._metrics.schedule_runs.labels(outcome).inc(count)
         self._metrics.published.inc(len(firing.messages))
-        self._log.info(
+        (self._log.warning if firing.error else self._log.info)(
             "schedule.fired" if firing.messages else "schedule.advanced",
             schedule=schedule.id,
             tenant=schedule.tenant,

@@ -431,6 +431,11 @@ async def test_a_run_storage_cannot_take_fails_with_its_reason_and_the_next_tick
     bad = (await view(storage, "scd_bad")).schedule
     assert bad.next_at == FIRST + 2 * MINUTE
     assert bad.error == "this schedule could not be run (OverflowError)"
+    levels = {
+        (level, fields.get("schedule")) for level, event, fields in bench.lines.all if "schedule." in event
+    }
+    assert levels >= {("warning", "scd_bad"), ("info", "scd_good")}
+    assert ("info", "scd_bad") not in levels
 
 
 async def test_the_error_of_a_run_stands_through_skips_until_a_run_succeeds(storage: Storage) -> None:
