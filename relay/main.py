@@ -78,7 +78,7 @@ def ending(program: Callable[[], int]) -> int:
     except PROBLEMS as problem:
         print(f"relay: {problem}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
 
 
@@ -256,10 +256,14 @@ def copy(
 ) -> int:
     """Carry everything from one database to another; 0 when both hold the same number of rows in the end.
 
-    `progress` hears of the table, the rows of it that were dealt with, and of how many; `show` of the end.
+    `progress` hears of the table, the rows of it that were dealt with, and of how many; `show` of the end. SIGTERM
+    ends it in order, as SIGINT does: neither database takes it for one that is still at work.
     """
 
     async def program() -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         if source_url == target_url:
             raise CannotCopy("the source and the target are the same database")
         # The source is left as it is: not even its schema is brought up to date.

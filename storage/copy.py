@@ -73,9 +73,9 @@ async def refuse_unfinished(storage: Settings) -> None:
 async def _check(source: Storage, target: Storage, note: str) -> None:
     for role, storage in (("source", source), ("target", target)):
         if others := await storage.other_users():
-            users = "a relay" if others == 1 else f"{others} relays"
+            users = "a relay or another copy" if others == 1 else f"{others} relays or copies"
             raise CannotCopy(
-                f"the {role} is in use by {users}: stop it first (one that was killed counts for half a minute)"
+                f"the {role} is in use by {users}: stop it first (what was killed counts for half a minute)"
             )
     if await source.setting(UNFINISHED):
         raise CannotCopy("the source is itself an unfinished copy")
@@ -85,7 +85,9 @@ async def _check(source: Storage, target: Storage, note: str) -> None:
     if not begun:
         for table in target.tables:
             if await target.count_rows(table):
-                raise CannotCopy(f"the target is not empty: its table {table} has rows")
+                raise CannotCopy(
+                    f"the target is not empty: its table {table} has rows (a complete copy is not repeated)"
+                )
 
 
 async def _marks(source: Storage) -> str:

@@ -611,7 +611,7 @@ def lock_file(path: Path) -> int:
     except OSError:
         os.close(lock)
         raise CannotOpen(
-            f"{path} is in use by another relay process; one file has one writer, so give each its own"
+            f"{path} is in use by another relay process: stop that first, or give each a file of its own"
         ) from None
     return lock
 

@@ -4,16 +4,20 @@ import asyncio
 import io
 import json
 import os
+import signal
 import subprocess
 import urllib.request
 from pathlib import Path
+from subprocess import PIPE
 
+import asyncpg
 import pytest
 
 from relay.cli import run
 from relay.cli.shell import this_shell
 from storage.copy import copy
 from storage.postgres import open_postgres
+from storage.postgres.driver import target_of
 from storage.sqlite import open_sqlite
 from tests import postgres_server
 from tests.builders import a_message
@@ -104,6 +108,35 @@ def test_no_relay_starts_on_half_a_copy(tmp_path: Path) -> None:
     assert ["deliveries", "1", "1"] in [line.split() for line in ended.stdout.splitlines()]
     with a_relay("--database", target, directory=tmp_path, mode="serve") as live:
         assert live.get("/readyz")[0] == 200
+
+
+async def test_a_copy_that_is_told_to_end_is_in_nobodys_way(tmp_path: Path) -> None:
+    await _closed(tmp_path / "relay.db")
+    source, target = "sqlite:///relay.db", postgres_server.url()
+    await (await open_postgres(target)).close()
+    blocker = await asyncpg.connect(target_of(target).dsn)
+    try:
+        schema = target_of(target).schema
+        async with blocker.transaction():
+            await blocker.execute(f'LOCK TABLE "{schema}".settings IN SHARE MODE')
+            environment = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
+            copying = await asyncio.create_subprocess_exec(
+                COMMAND, "copy", "--from", source, "--to", target, cwd=tmp_path, env=environment, stderr=PIPE
+            )
+            async with asyncio.timeout(30):
+                while not await blocker.fetchval(
+                    "SELECT count(*) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation"
+                    " WHERE NOT l.granted AND c.oid = $1::regclass",
+                    f'"{schema}".settings',
+                ):
+                    await asyncio.sleep(0)
+                copying.send_signal(signal.SIGTERM)
+                _, said = await copying.communicate()
+            assert (copying.returncode, said) == (130, b"")
+    finally:
+        await blocker.close()
+    ended = await asyncio.to_thread(relay_copy, tmp_path, source, target)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
