@@ -129,7 +129,7 @@ def _ed25519() -> Any:
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError:
         raise Ed25519MissingError(
-            "Ed25519 signatures need the package cryptography: pip install 'relay-http[ed25519]'"
+            "Ed25519 signatures need the package cryptography: pip install '.[ed25519]' in Relay's source tree"
         ) from None
     return ed25519
 

@@ -58,7 +58,8 @@ def register(commands: Commands) -> None:
     change.add_argument(
         "--signature",
         choices=_SCHEMES,
-        help="sign by QStash, Standard Webhooks or both where a message does not say (default: qstash)",
+        help="sign by QStash, Standard Webhooks or both where a message does not say (default: qstash); receivers"
+        " that check the URL need qstash or both",
     )
     disable = actions.add(
         "disable",

@@ -29,7 +29,7 @@ async def open_postgres(
         if missing.name != "asyncpg":
             raise
         raise CannotOpen(
-            "PostgreSQL needs a driver that is not installed: pip install 'relay-http[postgres]'"
+            "PostgreSQL needs a driver that is not installed: pip install '.[postgres]' in Relay's source tree"
         ) from None
     target = target_of(url)
     try:

@@ -96,7 +96,7 @@ def test_without_the_driver_a_sentence_says_what_to_install() -> None:
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "relay: PostgreSQL needs a driver that is not installed: pip install 'relay-http[postgres]'\n"
+        "relay: PostgreSQL needs a driver that is not installed: pip install '.[postgres]' in Relay's source tree\n"
     )
 
 

@@ -135,5 +135,5 @@ except Ed25519MissingError as missing:
     assert ran.stdout.splitlines() == [
         "False",
         "msg_1",
-        "Ed25519 signatures need the package cryptography: pip install 'relay-http[ed25519]'",
+        "Ed25519 signatures need the package cryptography: pip install '.[ed25519]' in Relay's source tree",
     ]
