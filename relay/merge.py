@@ -9,8 +9,6 @@ from prometheus_client.samples import Sample
 
 #: What only ever grows, and is therefore added.
 _GROWING = ("counter", "histogram", "summary")
-#: The instant at which a series began, which the text format calls a gauge.
-_BEGAN = "_created"
 
 
 def merged(texts: Sequence[bytes], *, summed: Collection[str]) -> bytes:
@@ -29,29 +27,19 @@ def merged(texts: Sequence[bytes], *, summed: Collection[str]) -> bytes:
 
 def growing(text: bytes) -> bytes:
     """The part of a text that must never get smaller: what outlives the process that counted it."""
-    return _text(family for family in _families(text) if family.type in _GROWING or _is_instant(family))
+    return _text(family for family in _families(text) if family.type in _GROWING)
 
 
 def _joined(one: Metric, other: Metric, summed: Collection[str]) -> Metric:
-    instant = _is_instant(one)
-    if not instant and one.type not in _GROWING and one.name not in summed:
+    if one.type not in _GROWING and one.name not in summed:
         return one
     values = {_key(sample): sample.value for sample in one.samples}
     for sample in other.samples:
         key = _key(sample)
-        if key not in values:
-            values[key] = sample.value
-        elif instant:
-            values[key] = min(values[key], sample.value)
-        else:
-            values[key] += sample.value
+        values[key] = values.get(key, 0) + sample.value
     joined = Metric(one.name, one.documentation, one.type)
     joined.samples = [Sample(name, dict(labels), value) for (name, labels), value in values.items()]
     return joined
-
-
-def _is_instant(family: Metric) -> bool:
-    return family.type == "gauge" and family.name.endswith(_BEGAN)
 
 
 def _key(sample: Sample) -> tuple[str, tuple[tuple[str, str], ...]]:
