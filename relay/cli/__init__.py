@@ -48,7 +48,10 @@ def run(argv: Sequence[str] | None, shell: Shell) -> int:
     try:
         given = sys.argv[1:] if argv is None else argv
         # Who types the name alone wants to know what there is.
-        args = parser().parse_args(given or ["--help"])
+        args, unknown = parser().parse_known_args(given or ["--help"])
+        if unknown:
+            # By the command's own parser: its usage has what was meant.
+            args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         code: int = args.run(args, shell)
         shell.stdout.flush()
         return code

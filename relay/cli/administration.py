@@ -15,7 +15,7 @@ T = TypeVar("T")
 #: Of every command's help.
 BESIDE = (
     "Works on the database itself, needs no token, and may be used while relays run on it: they notice within\n"
-    "a few seconds, on every node."
+    "two seconds, on every node."
 )
 
 

@@ -48,7 +48,7 @@ class Commands:
             **settings,
         )
         if run is not None:
-            parser.set_defaults(run=run)
+            parser.set_defaults(run=run, parser=parser)
         return parser
 
     def describe(self) -> str:

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 #: Flags of `set`, by the field they change.
 _LIMITS = {
-    "max_message_bytes": ("64KiB", "bytes of one message body; beyond it: 413"),
+    "max_message_bytes": (
+        "64KiB",
+        "bytes of one message body, at most what RELAY_MAX_IN_FLIGHT_BYTES says; beyond it: 413",
+    ),
     "max_retries": ("5", "retries a message may ask for; beyond it: 412"),
     "log_retention_ms": ("3d", "how long history and finished messages stay readable (at least 10m)"),
     "dlq_retention_ms": ("30d", "how long dead letters stay"),

@@ -11,11 +11,15 @@ _WHOLE = re.compile(r"[0-9]+|(?:[0-9]+[smhd])+")
 _GROUP = re.compile(r"([0-9]+)([smhd]?)")
 
 
+class TooLongError(ValueError):
+    """A duration that is well spelled and beyond every limit there is."""
+
+
 def parse_duration(text: str) -> int:
     """The milliseconds that `text` names.
 
     Groups may come in any order and add up. Anything else is a ValueError that says what is wrong: signs,
-    decimals, blanks, other units, more than 100 years.
+    decimals, blanks, other units; `TooLongError` for more than 100 years.
 
     >>> parse_duration("1h30m3s")
     5403000
@@ -26,7 +30,7 @@ def parse_duration(text: str) -> int:
         raise ValueError(f"{quoted(text)} is not a duration such as 10s, 2m or 1d10h")
     total_ms = sum(int(count) * _UNIT_MS[unit or "s"] for count, unit in _GROUP.findall(text))
     if total_ms > _LONGEST_MS:
-        raise ValueError(f"{quoted(text)} is longer than 100 years")
+        raise TooLongError(f"{quoted(text)} is longer than 100 years")
     return total_ms
 
 

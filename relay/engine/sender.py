@@ -540,6 +540,8 @@ def _why_unconnected(peer: Peer, problem: Exception) -> str:
         return f"the certificate of {peer} is not valid: {_first_line(reason)}"
     if isinstance(problem, ClientConnectorSSLError):
         reason = str(getattr(problem.os_error, "reason", "") or problem.os_error)
+        if reason == "WRONG_VERSION_NUMBER":
+            return f"{peer} answered without TLS: does its URL begin with http://?"
         return f"TLS with {peer} failed: {_first_line(reason.replace('_', ' ').lower())}"
     if isinstance(problem, ClientConnectorDNSError):
         return f"{peer.host} could not be resolved: {_reason(problem.os_error)}"

@@ -11,7 +11,7 @@ from typing import TypeVar
 from msgspec import Struct
 
 from relay.domain.cron import Cron
-from relay.domain.duration import format_duration, parse_duration
+from relay.domain.duration import TooLongError, format_duration, parse_duration
 from relay.domain.errors import quoted
 from relay.domain.expression import RetryDelay
 from relay.domain.message import METHODS, FlowControl, Redaction, SignedBy
@@ -87,13 +87,9 @@ def _method(terms: Terms, value: str, _: Context) -> None:
 
 
 def _timeout(terms: Terms, value: str, context: Context) -> None:
-    terms.timeout_ms = parse_duration(value)
+    terms.timeout_ms = _duration(value, context.limits.max_timeout_ms)
     if terms.timeout_ms == 0:
         raise ValueError("must be longer than nothing")
-    if terms.timeout_ms > context.limits.max_timeout_ms:
-        raise AboveLimitError(
-            f"{quoted(value)} is above the maximum of {format_duration(context.limits.max_timeout_ms)}"
-        )
 
 
 def _retries(terms: Terms, value: str, context: Context) -> None:
@@ -110,11 +106,18 @@ def _retry_delay(terms: Terms, value: str, _: Context) -> None:
 
 
 def _delay(terms: Terms, value: str, context: Context) -> None:
-    terms.delay_ms = parse_duration(value)
-    if terms.delay_ms > context.limits.max_delay_ms:
-        raise AboveLimitError(
-            f"{quoted(value)} is above the maximum of {format_duration(context.limits.max_delay_ms)}"
-        )
+    terms.delay_ms = _duration(value, context.limits.max_delay_ms)
+
+
+def _duration(value: str, most_ms: int) -> int:
+    """The milliseconds, within a limit that is named whatever exceeds it."""
+    try:
+        duration_ms = parse_duration(value)
+    except TooLongError:
+        duration_ms = None
+    if duration_ms is None or duration_ms > most_ms:
+        raise AboveLimitError(f"{quoted(value)} is above the maximum of {format_duration(most_ms)}")
+    return duration_ms
 
 
 def _not_before(terms: Terms, value: str, context: Context) -> None:

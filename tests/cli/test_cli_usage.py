@@ -67,6 +67,24 @@ def test_a_command_line_that_means_nothing_is_refused_with_usage(
     assert server.requests == []
 
 
+@pytest.mark.parametrize(
+    ("argv", "usage"),
+    [
+        (("dlq", "list", "--cuont", "3"), "usage: relay dlq list "),
+        (("logs", "--folow"), "usage: relay logs "),
+        (("queues", "get", "q", "--yes"), "usage: relay queues get "),
+        (("--versoin", "logs"), "usage: relay logs "),
+    ],
+)
+def test_a_misspelt_option_is_answered_with_the_usage_of_its_command(
+    capsys: pytest.CaptureFixture[str], console: Console, argv: tuple[str, ...], usage: str
+) -> None:
+    assert console(*argv).code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(usage)
+    assert "unrecognized arguments: --" in said
+
+
 @pytest.mark.parametrize("id", ["", " ", ".", "..", "a/b", "msg_1?x=y", "ü"])
 def test_an_id_that_would_name_something_else_is_never_sent(
     capsys: pytest.CaptureFixture[str], console: Console, server: Server, id: str
