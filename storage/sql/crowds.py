@@ -34,14 +34,18 @@ _INSERT = Bulk(
     "(?, ?, ?, 0, ?, ?, ?, 0, 0, 0)",
 )
 _TYPED_LEASE = "(CAST(? AS bigint), CAST(? AS bigint), CAST(? AS bigint))"
+#: Who took over a lost lease may have a permit with it: then it stays as it is, too.
 _LEASED = Bulk(
     "WITH k (tenant, id, claim_no) AS (",
     _TYPED_LEASE,
     f""") SELECT d.tenant, d.id, d.claimed_at FROM k CROSS JOIN deliveries d
     WHERE d.tenant = k.tenant AND d.id = k.id AND d.claim_no = k.claim_no AND d.state = {ACTIVE}
-    AND d.cancel_requested = 0 /*FOR UPDATE OF d SKIP LOCKED*/""",
+    AND d.cancel_requested = 0
+    AND NOT EXISTS (SELECT 1 FROM gated v WHERE v.tenant = d.tenant AND v.id = d.id)
+    /*FOR UPDATE OF d SKIP LOCKED*/""",
 )
-_ASIDE = Bulk(
+#: Gives a lease back unspent.
+ASIDE = Bulk(
     f"""UPDATE deliveries
     SET state = CASE WHEN retried = 0 THEN {CREATED} ELSE {RETRY} END, due_at = NULL, claimed_at = NULL
     WHERE (tenant, id) IN (""",
@@ -102,7 +106,7 @@ def set_aside(
         key = (tenant, GateKind.CROWD, host)
         crowds[key] = crowd = accepted(crowds[key], None, now)
         rows.append(_row(tenant, id_, crowd.id, due_at))
-    yield from write(_ASIDE, [row[:2] for row in rows])
+    yield from write(ASIDE, [row[:2] for row in rows])
     yield from write(_INSERT, rows)
     stayed = [MessageId(id_) for tenant, id_ in leases if (tenant, id_) not in moved]
     return stayed, (yield from save(crowds.values(), now))
@@ -150,6 +154,12 @@ def _like_them(
 ) -> Script[Sequence[tuple[TenantId, int, int, str]]]:
     bind = Parameters((now, limit))
     those = " OR ".join(f"(d.tenant = {bind(tenant)} AND m.host = {bind(host)})" for tenant, _, host in keys)
+    return (yield from due_like_them(those, bind))
+
+
+def due_like_them(those: str, bind: Parameters) -> Script[Sequence[tuple[TenantId, int, int, str]]]:
+    """What is due and not leased, without queue or key, of `those` (a condition on `d` and `m`), with its due time
+    and host; ?1 is now, ?2 how much of what is due is looked at."""
     rows = yield Query(
         f"""
         SELECT d.tenant, d.id, d.due_at, m.host

@@ -20,7 +20,7 @@ DOORS: tuple[tuple[str, dict[str, str]], ...] = (
 
 
 async def limit(rig: Rig, limits: TenantLimits) -> None:
-    await rig.storage.put_limits(TENANT, limits)
+    await rig.storage.put_limits(TENANT, limits, now=rig.clock.now())
     rig.clock.advance(1_000)
 
 

@@ -38,7 +38,7 @@ async def a_life(storage: Storage) -> None:
     await storage.put_token(HASH, Principal(tenant=OTHER_TENANT, read_only=True), now=NOW)
     acme = await storage.add_tenant("acme", current_key="sig_1", next_key="sig_2", now=NOW)
     assert acme is not None
-    await storage.put_limits(acme.id, TenantLimits(max_retries=1))
+    await storage.put_limits(acme.id, TenantLimits(max_retries=1), now=NOW)
     await storage.put_disabled(acme.id, at=NOW)
     await storage.put_signed_by(acme.id, SignedBy.BOTH)
     token = Token(hash=b"\x01" * 32, tenant=acme.id, read_only=True, created_at=NOW, expires_at=1, label="ä")

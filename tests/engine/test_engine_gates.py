@@ -28,6 +28,9 @@ class Unsigned:
     async def held_until(self, tenant: TenantId) -> int | None:
         return None
 
+    async def is_limited(self, tenant: TenantId) -> bool:
+        return False
+
     async def sign(self, message: Message) -> Headers:
         return (("Upstash-Signature", "signature"),)
 
