@@ -203,7 +203,7 @@ class Work(Protocol):
         ...
 
     async def ask_permits(self, leases: Sequence[Lease], *, now: int, sift: int) -> Permits:
-        """Ask for a permit of its tenant for each of the deliveries; a tenant without a limit gives them to all. It is
+        """Ask for a permit of its tenant for each of the deliveries; one without a limit gives them to all. It is
         held until the settlement of the claim, or of a later one after its lease was lost.
 
         Who cannot have one waits in line, and comes with a claim that says `permit`; others of the same tenants

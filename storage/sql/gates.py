@@ -7,8 +7,8 @@ who is first in line and writes when the gate opens.
 Whoever changes what waits at a gate has locked the gate, which keeps the counts and `opens_at` true whatever else
 goes on. Locks are taken in one order, so that no two transactions wait for each other: gates before deliveries,
 queues before keys before crowds before tenants, the lower number first. Letting somebody pass waits for nobody: it
-leaves alone whatever is locked. That forgets nobody either, because an open gate stays open until it was served, and
-whoever has it locked writes anew when it opens.
+leaves alone whatever is locked. That forgets nobody either, because an open gate stays open until it was served,
+and whoever has it locked writes anew when it opens.
 """
 
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Tenants that may have only so many deliveries in flight: never one more, whoever claims, and nobody is forgotten."""
+"""Tenants that may have only so many deliveries in flight: never one more, and nobody is forgotten."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -12,10 +12,12 @@ from relay.domain.selection import Selection
 from relay.domain.tenant import Tenant, TenantLimits
 from storage.protocol import Retention, Storage
 from tests.builders import NOW, OTHER_TENANT, TENANT, a_message
-from tests.contract.steps import LATER, LEASE_MS, accept, deliver, fail, states, take
+from tests.contract.steps import LATER, LEASE_MS, accept, ask_permits, deliver, fail, states, take
 
 KEY = FlowControl(key="k", parallelism=2)
 HOUR = 3_600_000
+#: Attempts that begin at NOW have ended.
+SOON = NOW + 5
 
 
 async def limit(
@@ -29,24 +31,12 @@ async def limit(
 
 async def ask(storage: Storage, claims: Sequence[Claim], *, now: int = NOW, sift: int = 0) -> Sequence[Claim]:
     """Ask for those that have no permit; all that may be attempted. Who stays as he is is handed back."""
-    asking = [replace(claim, permit=True) for claim in claims if not claim.permit]
-    permits = await storage.ask_permits(
-        [
-            Lease(tenant=claim.message.tenant, message_id=claim.message.id, claim_no=claim.claim_no)
-            for claim in asking
-        ],
-        now=now,
-        sift=sift,
-    )
-    staying = [one for one in asking if one.message.id not in {*permits.granted, *permits.waiting}]
+    granted, staying = await ask_permits(storage, claims, now=now, sift=sift)
     await storage.settle([released(claim, now=now, due_at=now + 1) for claim in staying])
-    return [
-        *(claim for claim in claims if claim.permit),
-        *(claim for claim in asking if claim.message.id in permits.granted),
-    ]
+    return granted
 
 
-async def begin(storage: Storage, *, now: int = NOW) -> Sequence[Claim]:
+async def begin(storage: Storage, *, now: int = SOON) -> Sequence[Claim]:
     """Claim all that may be attempted now."""
     return await ask(storage, await take(storage, now=now), now=now)
 
@@ -98,14 +88,14 @@ async def test_whoever_comes_while_somebody_waits_waits_behind(storage: Storage)
     first, second, third = several(3)
     await accept(storage, first, second)
     claims = await begin(storage)
-    await accept(storage, third, now=NOW + 1)
-    late = await take(storage, now=NOW + 1)
-    assert await deliver(storage, *claims, now=NOW + 1) == []
-    assert await ask(storage, late, now=NOW + 1) == []
-    claims = await begin(storage, now=NOW + 1)
+    await accept(storage, third, now=SOON + 1)
+    late = await take(storage, now=SOON + 1)
+    assert await deliver(storage, *claims) == []
+    assert await ask(storage, late, now=SOON + 1) == []
+    claims = await begin(storage, now=SOON + 1)
     assert ids_of(claims) == [second.id]
-    assert await deliver(storage, *claims, now=NOW + 1) == []
-    assert ids_of(await begin(storage, now=NOW + 1)) == [third.id]
+    assert await deliver(storage, *claims) == []
+    assert ids_of(await begin(storage, now=SOON + 1)) == [third.id]
 
 
 async def test_a_retry_asks_again_and_holds_nothing_while_it_waits(storage: Storage) -> None:
@@ -115,7 +105,7 @@ async def test_a_retry_asks_again_and_holds_nothing_while_it_waits(storage: Stor
     assert await fail(storage, *await begin(storage)) == []
     assert await held(storage) == 0
     assert ids_of(await begin(storage)) == [other.id]
-    assert await begin(storage, now=NOW + LEASE_MS - 1) == []
+    assert await begin(storage, now=SOON + LEASE_MS - 1) == []
     assert await held(storage) == 1
     assert await states(storage, failing) == [
         *(State.CREATED, State.ACTIVE, State.ERROR, State.RETRY, State.ACTIVE),
@@ -136,13 +126,13 @@ async def test_a_lost_worker_is_counted_once_and_whoever_takes_over_has_its_perm
     await limit(storage, 2)
     await accept(storage, *several(4))
     ghosts = await begin(storage)
-    for _ in range(3):
-        now = NOW + LEASE_MS
+    for times in (1, 2, 3):
+        now = SOON + times * LEASE_MS
         claims = await begin(storage, now=now)
         assert (ids_of(claims), await held(storage, now=now)) == (ids_of(ghosts), 2)
     assert await deliver(storage, *ghosts, now=now) == ids_of(ghosts)
     assert await held(storage, now=now) == 2
-    assert await deliver(storage, *claims, now=now) == []
+    assert await deliver(storage, *claims) == []
     assert len(await begin(storage, now=now)) == 2
 
 
@@ -162,10 +152,10 @@ async def test_a_permit_is_given_back_although_its_limit_was_taken_back_and_its_
     await accept(storage, *several(1))
     assert len(await begin(storage)) == 1
     await limit(storage, None)
-    claims = await take(storage, now=NOW + LEASE_MS)
-    assert await deliver(storage, *claims, now=NOW + LEASE_MS) == []
-    await limit(storage, 1, now=NOW + LEASE_MS)
-    assert await held(storage, now=NOW + LEASE_MS) == 0
+    claims = await take(storage, now=SOON + LEASE_MS)
+    assert await deliver(storage, *claims, now=SOON + LEASE_MS) == []
+    await limit(storage, 1, now=SOON + LEASE_MS)
+    assert await held(storage, now=SOON + LEASE_MS) == 0
 
 
 async def test_a_limit_that_changes_holds_for_what_already_waits(storage: Storage) -> None:
@@ -181,7 +171,7 @@ async def test_a_limit_that_changes_holds_for_what_already_waits(storage: Storag
     assert await deliver(storage, claims[2]) == []
     assert len(await begin(storage)) == 1
     await limit(storage, None)
-    assert len(await take(storage)) == 4
+    assert len(await take(storage, now=SOON)) == 4
 
 
 async def test_a_message_with_a_key_has_both_permits_or_neither(storage: Storage) -> None:
@@ -194,7 +184,7 @@ async def test_a_message_with_a_key_has_both_permits_or_neither(storage: Storage
     assert key is not None
     assert key.gate.held == sum(claim.message.flow is not None for claim in claims)
     assert await deliver(storage, *claims) == []
-    (other,) = await begin(storage, now=NOW + 1)
+    (other,) = await begin(storage, now=SOON + 1)
     assert {other.message.id, claims[0].message.id} == {plain.id, keyed.id}
     assert other.permit
     assert await deliver(storage, other) == []
@@ -210,17 +200,16 @@ async def test_of_those_with_a_key_and_those_without_who_is_due_first_goes_first
     order: list[MessageId] = []
     await accept(storage, a_message())
     claims = await begin(storage)
-    for number in range(3):
+    for _ in range(3):
         for message in (a_message(flow=KEY), a_message()):
-            at = NOW + 1 + len(order)
+            at = SOON + 1 + len(order)
             message = replace(message, created_at=at, not_before=at)
             await accept(storage, message, now=at)
             assert await begin(storage, now=at) == []
             order.append(message.id)
-        assert number < 3
     now = NOW + 100
     while claims:
-        assert await deliver(storage, *claims, now=now) == []
+        assert await deliver(storage, *claims) == []
         claims = await begin(storage, now=now)
         assert len(claims) <= 1
         ends += ids_of(claims)
@@ -231,7 +220,7 @@ async def test_a_lost_worker_gives_back_both_permits_once(storage: Storage) -> N
     await limit(storage, 1)
     await accept(storage, a_message(flow=KEY), a_message(flow=KEY))
     (ghost,) = await begin(storage)
-    now = NOW + LEASE_MS
+    now = SOON + LEASE_MS
     assert await take(storage, now=now) == []
     assert await held(storage, now=now) == 0
     (claim,) = await begin(storage, now=now)
@@ -310,7 +299,7 @@ async def test_a_canceled_message_whose_worker_was_lost_gives_its_permit_back(st
     await accept(storage, *several(1))
     (claim,) = await begin(storage)
     await storage.cancel(TENANT, Selection(message_ids=(claim.message.id,)), limit=None, now=NOW)
-    assert await begin(storage, now=NOW + LEASE_MS) == []
+    assert await begin(storage, now=SOON + LEASE_MS) == []
     assert (await held(storage), (await storage.stats()).live) == (0, 0)
 
 
@@ -321,15 +310,15 @@ async def test_the_backlog_of_a_full_tenant_stands_in_nobodys_way(storage: Stora
     assert len(claims) == 100
     assert len(await ask(storage, claims, sift=1_000)) == 1
     other = a_message(tenant=OTHER_TENANT)
-    await accept(storage, other, now=NOW + 1)
-    assert ids_of(await take(storage, now=NOW + 1)) == [other.id]
+    await accept(storage, other, now=SOON + 1)
+    assert ids_of(await take(storage, now=SOON + 1)) == [other.id]
 
 
 async def test_what_holds_a_permit_or_waits_is_neither_set_aside_nor_forgotten(storage: Storage) -> None:
     await limit(storage, 1)
     await accept(storage, *several(2))
     await begin(storage)
-    now = NOW + LEASE_MS
+    now = SOON + LEASE_MS
     (claim,) = await take(storage, now=now)
     assert claim.lost_leases == 1
     lease = Lease(tenant=TENANT, message_id=claim.message.id, claim_no=claim.claim_no)

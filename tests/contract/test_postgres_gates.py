@@ -15,6 +15,7 @@ from relay.domain.delivery import Claim, released, settle
 from relay.domain.gates import Configure, GateKind, Pin
 from relay.domain.message import Callback, FlowControl, Message, MessageId
 from relay.domain.selection import Selection
+from relay.domain.tenant import Tenant, TenantLimits
 from relay.ids import Ids
 from storage.postgres import open_postgres
 from storage.postgres.driver import Connection, Session, connect, target_of
@@ -26,7 +27,7 @@ from storage.protocol import ClaimTerms, Storage
 from storage.sql.road import Acceptance
 from tests import postgres_server
 from tests.builders import NOW, TENANT, a_message, an_attempt, next_id
-from tests.contract.steps import LATER, TERMS, accept, deliver, take
+from tests.contract.steps import LATER, TERMS, accept, ask_permits, deliver, take
 
 #: So long that nobody who answers loses a lease, so short that the ones lost are soon taken over.
 _LEASE_MS = 20_000
@@ -36,6 +37,7 @@ _CALLBACK = "https://example.com/callback"
 #: The most that may be in flight: of queues counting what has begun and is not finished, of keys attempts.
 _LANES = {"one": 1, "some": 3}
 _SLOTS = {"two": 2, "some": 3}
+_TENANT_SLOTS = 6
 
 
 @pytest.fixture
@@ -111,6 +113,8 @@ class Hammer:
         self.turns = 0
         self.turned = asyncio.Condition()
         self.over = False
+        #: Attempts in flight at the same moment.
+        self.most = 0
 
     async def run(self) -> None:
         self.publishing = len(self.nodes)
@@ -160,8 +164,9 @@ class Hammer:
             claimed = await node.claim(terms, now=now)
             self.busy -= 1
             self.tick()
-            self.look_at(claimed.claims, now, closed & self.paused)
-            mine += claimed.claims
+            claims = await self.permitted(node, claimed.claims, now)
+            self.look_at(claims, now, closed & self.paused)
+            mine += claims
             self.chance.shuffle(mine)
             ready = [
                 mine.pop()
@@ -174,6 +179,15 @@ class Hammer:
             await self.turn()
         self.over = True
         await self.turn()
+
+    async def permitted(self, node: Storage, claims: Sequence[Claim], now: int) -> Sequence[Claim]:
+        """Those that the limit of the tenant lets be attempted."""
+        self.busy += 1
+        granted, staying = await ask_permits(node, claims, now=now, sift=5)
+        # They may be claimed by others as soon as they are handed back, so nobody counts them here.
+        await node.settle([released(claim, now=now, due_at=now + 5) for claim in staying])
+        self.busy -= 1
+        return granted
 
     def left(self) -> set[int]:
         """Who is still to be answered: not those that were cancelled and lost, which storage ends by itself."""
@@ -289,6 +303,9 @@ class Hammer:
             if claim.message.flow is not None and (until > now or claim.message.id not in lost)
         )
         assert all(attempts[key] <= slots for key, slots in _SLOTS.items()), attempts
+        flying = [id_ for id_, (_, until) in self.flying.items() if until > now or id_ not in lost]
+        assert len(flying) <= _TENANT_SLOTS
+        self.most = max(self.most, len(flying))
 
     def look_back(self) -> None:
         """Once everything is over."""
@@ -301,6 +318,7 @@ class Hammer:
             called, returned = self.accepted[id_]
             assert latest < returned, "somebody was overtaken who had been accepted before"
             latest = max(latest, called)
+        assert self.most == _TENANT_SLOTS
         assert len(once) > 3
         assert len(thrice) > 3
         assert len(self.in_order) > 10
@@ -310,12 +328,16 @@ class Hammer:
 async def test_three_nodes_at_the_same_gates_exceed_no_limit_forget_nobody_and_never_deadlock(
     nodes: Sequence[Storage], database: Any, seed: int
 ) -> None:
+    await nodes[0].put_tenant(Tenant(id=TENANT, user_id="t", current_key="a", next_key="b"), now=NOW)
+    await nodes[0].put_limits(TENANT, TenantLimits(max_parallelism=_TENANT_SLOTS), now=NOW)
     hammer = Hammer(nodes, seed)
     await hammer.run()
     hammer.look_back()
     assert (await nodes[2].claim(TERMS, now=hammer.now + _LEASE_MS)).claims == []
     for one in (*await nodes[0].queues(TENANT), *await keys_of(nodes[1], hammer.now)):
         assert (one.name, one.held, one.members) == (one.name, 0, 0)
+    assert await nodes[0].in_flight(TENANT, now=hammer.now) == 0
+    assert await nodes[0].count_rows("gated") == 0
     assert (await nodes[2].stats()).live == 0
     assert (await nodes[2].claim(TERMS, now=hammer.now + _LEASE_MS)).next_due_at is None
     await asyncio.gather(*(node.close() for node in nodes))
