@@ -26,7 +26,7 @@ from storage.postgres.work import Claiming, Road
 from storage.protocol import ClaimTerms, Storage
 from storage.sql.road import Acceptance
 from tests import postgres_server
-from tests.builders import NOW, TENANT, a_message, an_attempt, next_id
+from tests.builders import NOW, OTHER_TENANT, TENANT, a_message, an_attempt, next_id
 from tests.contract.steps import LATER, TERMS, accept, ask_permits, deliver, take
 
 #: So long that nobody who answers loses a lease, so short that the ones lost are soon taken over.
@@ -471,7 +471,7 @@ async def rows_for_a_message(connection: Weighing, key: str, node: int) -> int:
 
 
 async def test_ten_thousand_behind_closed_gates_cost_others_nothing(
-    url: str, nodes: Sequence[Storage]
+    url: str, nodes: Sequence[Storage], database: Any
 ) -> None:
     node = nodes[0]
     await node.change_gate(TENANT, GateKind.FLOW, "paused", Configure(paused=True), create=True, now=NOW)
@@ -485,6 +485,14 @@ async def test_ten_thousand_behind_closed_gates_cost_others_nothing(
     for waiting in ({"flow": FlowControl(key="paused")}, {"flow": full}, {"queue": "q"}):
         for _ in range(4):
             await accept(node, *(a_message(**waiting) for _ in range(1_000)))
+    other = Tenant(id=OTHER_TENANT, user_id="o", current_key="a", next_key="b")
+    await node.put_tenant(other, now=NOW)
+    await node.put_limits(OTHER_TENANT, TenantLimits(max_parallelism=1), now=NOW)
+    for _ in range(3):
+        await accept(node, *(a_message(tenant=OTHER_TENANT) for _ in range(1_000)))
+        await ask_permits(node, await take(node), sift=2_000)
+    # What was moved aside leaves dead rows once.
+    await database.execute("VACUUM deliveries")
     assert await rows_for_a_message(connection, "open", node=201) <= before + 3
     assert before < 200
     assert await take(nodes[1]) == []
@@ -497,7 +505,12 @@ async def test_without_a_gate_every_step_of_the_road_is_still_one_statement(
     await accept(
         nodes[0], a_message(queue="q", not_before=LATER), a_message(flow=FlowControl(key="k", rate=1))
     )
-    await take(nodes[0])
+    other = Tenant(id=OTHER_TENANT, user_id="o", current_key="a", next_key="b")
+    await nodes[0].put_tenant(other, now=NOW)
+    await nodes[0].put_limits(OTHER_TENANT, TenantLimits(max_parallelism=1), now=NOW)
+    await accept(nodes[0], *(a_message(tenant=OTHER_TENANT) for _ in range(20)))
+    granted, _ = await ask_permits(nodes[0], await take(nodes[0]))
+    assert [claim.message.tenant for claim in granted].count(OTHER_TENANT) == 1
     session = Session(longest_s=5.0, hot=True)
     opened = await connect(target_of(url), session)
     connection = Counting(opened.raw, target_of(url), session)
