@@ -33,7 +33,7 @@ format: $(VENV)/.dev  ## Rewrite the code in the house format
 bench: $(VENV)/.dev  ## Run the benchmarks and print their ratios (minutes)
 	$(BIN)/python -m tests.bench
 
-chaos: $(VENV)/.dev  ## Kill, freeze and starve the relay at every step, and count what is lost (minutes)
+chaos: $(VENV)/.dev  ## Kill, freeze and starve relays and databases, and count what is lost (half an hour)
 	$(BIN)/python -m tests.crash
 
 clean:  ## Remove the virtual environment and every cache
@@ -51,7 +51,7 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/.run
 
-# Node itself comes with the development dependencies.
+# Node itself comes with the development dependencies. It trusts whom the machine trusts, as pip does.
 %/$(NPM_DONE): %/package-lock.json | $(VENV)/.dev
-	cd $* && $(abspath $(BIN))/npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	cd $* && NODE_OPTIONS=--use-system-ca $(abspath $(BIN))/npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@

@@ -66,6 +66,14 @@ class Published(Struct, frozen=True, kw_only=True):
     claims: Sequence[Claim]
 
 
+class SetAside(Struct, frozen=True, kw_only=True):
+    """`stayed` are those whose lease is not held, or that are to be cancelled: nothing has changed for them.
+    `sifted` others of the same crowds went along."""
+
+    stayed: Sequence[MessageId]
+    sifted: int
+
+
 class Claimed(Struct, frozen=True, kw_only=True):
     """What was due, and the earliest instant at which anything else will be (leases that run out included).
 
@@ -192,14 +200,9 @@ class Work(Protocol):
         """Extend leases; return the ids that are no longer held under that `claim_no`."""
         ...
 
-    async def set_aside(
-        self, surplus: Mapping[Crowd, Sequence[Lease]], *, now: int, limit: int
-    ) -> Sequence[MessageId]:
+    async def set_aside(self, surplus: Mapping[Crowd, Sequence[Lease]], *, now: int, limit: int) -> SetAside:
         """Give leases back, unspent, and let their deliveries wait in their crowds; so do others of the same crowds
-        among the first `limit` that are due. Claims take them from there as their `shares` allow.
-
-        Returns the ids of those whose lease is not held, or that are to be cancelled: they stay as they are.
-        """
+        among the first `limit` that are due. Claims take them from there as their `shares` allow."""
         ...
 
     async def ask_permits(self, leases: Sequence[Lease], *, now: int, sift: int) -> Permits:

@@ -5,6 +5,7 @@ ends; each database of a test is a schema of its own. PostgreSQL refuses to run 
 """
 
 import atexit
+import contextlib
 import importlib.util
 import os
 import pwd
@@ -91,6 +92,24 @@ class Server:
             self._leash.communicate(f"{how.name.removeprefix('SIG')}\n".encode(), timeout=_STOP_S)
             self._leash = None
 
+    def kill(self) -> None:
+        """As a power cut would: SIGKILL for all of it, and nothing of it is left."""
+        self.stop(signal.SIGKILL)
+        # Its sessions outlive it by a moment, and a new server refuses to start beside them.
+        until = time.monotonic() + _STOP_S
+        while left := _working_in(self._data):
+            if time.monotonic() > until:
+                raise RuntimeError(f"{left} outlive PostgreSQL")
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
+
+    @property
+    def pid(self) -> int:
+        """Of the process whose descendants all others are."""
+        return int((self._data / "postmaster.pid").read_text().split()[0])
+
     def remove(self) -> None:
         self.stop(signal.SIGQUIT)
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -132,6 +151,16 @@ def _own() -> Server:
 
 def _fresh(base: str) -> str:
     return f"{base}{'&' if '?' in base else '?'}schema=test_{secrets.token_hex(8)}"
+
+
+def _working_in(directory: Path) -> list[int]:
+    """The processes whose working directory it is."""
+    found = []
+    for link in Path("/proc").glob("[0-9]*/cwd"):
+        with contextlib.suppress(OSError):
+            if link.readlink() == directory:
+                found.append(int(link.parent.name))
+    return found
 
 
 def _account() -> pwd.struct_passwd | None:

@@ -115,7 +115,8 @@ class Reader:
 
 def test_the_tour_of_the_readme_works_to_the_letter(tmp_path: Path) -> None:
     readme = (ROOT / "README.md").read_text()
-    tour = readme[readme.index("## The tour\n") : readme.index("## In production\n")]
+    begin = readme.index("## The tour\n")
+    tour = readme[begin : readme.index("\n## ", begin)]
     blocks = re.findall(r"```sh\n(.*?)```", tour, re.DOTALL)
     assert len(blocks) == len(TOUR)
     for block, (beginning, _) in zip(blocks, TOUR, strict=True):

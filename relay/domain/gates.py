@@ -187,6 +187,16 @@ def accepted(gate: Gate, limits: FlowControl | None, now: int) -> Gate:
     return gate
 
 
+def joined(gate: Gate, count: int, now: int) -> Gate:
+    """After so many came to a crowd, or to a tenant with a limit."""
+    return replace(
+        gate,
+        members=gate.members + count,
+        accepted=gate.accepted + count,
+        used_at=max(gate.used_at, now),
+    )
+
+
 def freed(gate: Gate) -> Gate:
     """After a slot was given back."""
     return replace(gate, held=gate.held - 1)

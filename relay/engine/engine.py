@@ -52,7 +52,7 @@ _CLAIM_OVERHEAD_BYTES = 2_048
 _HAND_BACK_MS = 5_000
 _NEVER_MS = 10**12
 #: How much of what is due is looked through at once for more of a crowd that exceeds its share.
-_SIFTED = 2_000
+_SIFTED = 5_000
 #: How much of a failed attempt's answer is kept in history and with a dead letter.
 KEPT_ANSWER_BYTES = 64 << 10
 
@@ -216,8 +216,9 @@ class Engine:
                 claimed = await self._storage.claim(terms, now=now)
                 # What was reserved is what is about to be taken: it must not count against anybody's share.
                 self._room.give_back(limit)
+                surplus = self._take(claimed.claims, now, more=len(claimed.claims) == limit)
                 limit = 0
-                await self._set_aside(self._take(claimed.claims, now), now)
+                await self._set_aside(surplus, now)
             except Unavailable as reason:
                 self._metrics.storage_errors.labels("claim").inc()
                 self._log.warning("engine.waiting", reason=str(reason))
@@ -297,14 +298,14 @@ class Engine:
         """How much of a publish can be started at once, whose slots are reserved, and which of the messages are to
         wait in their crowds because those have their share of the room.
 
-        While more is due than was claimed, only a crowd of which nothing is in flight starts at once: what is due
-        may be anybody's, but hardly its own.
+        While more is due than was claimed, only a crowd of which hardly anything is in flight starts at once: what
+        is due may be anybody's, but hardly its own.
         """
         if self._draining:
             return None
         limit = 0
         free = self._room.free
-        if self._behind and any(self._room.holds(crowd_of(message)) for message in messages):
+        if self._behind and not all(self._room.is_light(crowd_of(message)) for message in messages):
             free = 0
         aside: set[MessageId] = set()
         #: How many more of each crowd may start; None when only the others keep it out.
@@ -326,8 +327,10 @@ class Engine:
         self._reserve(limit)
         return ClaimTerms(limit=limit, lease_ms=self._settings.lease_ms, aside=aside)
 
-    def _take(self, claims: Sequence[Claim], now: int) -> Mapping[Crowd, Sequence[Claim]]:
+    def _take(self, claims: Sequence[Claim], now: int, *, more: bool) -> Mapping[Crowd, Sequence[Claim]]:
         """Start what was claimed, as far as the shares of the crowds allow; the rest is returned.
+
+        When there is `more` to be had, crowds that have most of their shares are returned, too: so is much of that.
 
         Of those on their last chance only one is started at a time.
 
@@ -357,6 +360,10 @@ class Engine:
                 self._start(claim, now, postponed_to=now + _QUEUED_PAUSE_MS)
             else:
                 surplus.setdefault(crowd, []).append(claim)
+        if more:
+            for crowd in {crowd_of(claim.message) for claim in claims if not is_gated(claim.message)}:
+                if self._room.is_heavy(crowd):
+                    surplus.setdefault(crowd, [])
         return surplus
 
     async def _set_aside(self, surplus: Mapping[Crowd, Sequence[Claim]], now: int) -> None:
@@ -369,20 +376,24 @@ class Engine:
         claims = [claim for claims in surplus.values() for claim in claims]
         # For a drain to wait for.
         self._reserve(1)
+        leases: Mapping[Crowd, Sequence[Lease]] = {
+            crowd: [_lease_of(claim) for claim in some] for crowd, some in surplus.items()
+        }
         try:
-            stayed = await self._storage.set_aside(
-                {crowd: [_lease_of(claim) for claim in claims] for crowd, claims in surplus.items()},
-                now=now,
-                limit=_SIFTED,
-            )
+            aside = await self._storage.set_aside(leases, now=now, limit=_SIFTED)
+            stayed = aside.stayed
+            self._metrics.set_aside.inc(len(claims) - len(stayed) + aside.sifted)
+            # As long as hardly anything else stands first in line, a claim would only bring more of the same.
+            while aside.sifted > _SIFTED * 3 // 4 and not self._draining:
+                aside = await self._storage.set_aside(dict.fromkeys(surplus, ()), now=now, limit=_SIFTED)
+                self._metrics.set_aside.inc(aside.sifted)
         except Unavailable as reason:
             self._metrics.storage_errors.labels("set_aside").inc()
             self._log.warning("crowds.not_set_aside", count=len(claims), reason=str(reason))
             stayed = [claim.message.id for claim in claims]
         else:
-            self._metrics.set_aside.inc(len(claims) - len(stayed))
-            for crowd, some in surplus.items():
-                self._log.info("crowd.set_aside", tenant=crowd.tenant, host=crowd.host, count=len(some))
+            hosts = sorted({crowd.host for crowd in surplus})
+            self._log.info("crowds.set_aside", hosts=hosts[:20], crowds=len(surplus))
         finally:
             self._give_back(1)
         for claim in claims if stayed else ():

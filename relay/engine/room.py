@@ -5,6 +5,9 @@ from collections import Counter
 from relay.domain.fairness import HOST_MULTIPLE, TENANT_MULTIPLE, Crowd, Shares, allowance
 from relay.domain.message import TenantId
 
+#: A crowd is light when it could have this many times more than it has.
+_LIGHT = 10
+
 
 class Room:
     """Slots and bytes that deliveries in flight take up.
@@ -70,6 +73,14 @@ class Room:
     def holds(self, crowd: Crowd) -> bool:
         """Whether anything of the crowd is in flight."""
         return crowd in self._crowds
+
+    def is_light(self, crowd: Crowd) -> bool:
+        """Whether a crowd has next to nothing of what it may have."""
+        return _LIGHT * self._crowds.get(crowd, 0) < self.left_for(crowd)
+
+    def is_heavy(self, crowd: Crowd) -> bool:
+        """Whether a crowd has most of what it may have."""
+        return self._crowds.get(crowd, 0) > self.left_for(crowd)
 
     def left_for(self, crowd: Crowd) -> int:
         """How many more deliveries of the crowd may start now."""

@@ -1,6 +1,8 @@
 """The PostgreSQL driver: how a URL is read, how a session is set up, and what the server's errors mean."""
 
+import asyncio
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
@@ -196,6 +198,17 @@ class Connection:
         """Run statements without values."""
         try:
             await self._raw.execute(text, timeout=self._timeout_s)
+        except BaseException as error:
+            self._raise(error)
+
+    async def listen(self, channel: str, heard: Callable[[Any, int, str, str], None]) -> None:
+        """Have `heard` called with the driver's connection, the sender's process, the channel and what is said.
+
+        The driver itself would wait for the server for ever.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._raw.add_listener(channel, heard)
         except BaseException as error:
             self._raise(error)
 

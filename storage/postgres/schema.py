@@ -17,7 +17,7 @@ from storage.postgres.driver import Connection, Target
 from storage.protocol import CannotOpen
 
 #: Advisory locks, each for the end of a transaction: what is locked, within the schema.
-MIGRATIONS, NODES, FORGETTING, SCHEDULES, URL_GROUPS, QUEUES = 1, 2, 3, 4, 5, 6
+MIGRATIONS, NODES, FORGETTING, SCHEDULES, URL_GROUPS, QUEUES, ACCOUNTS = 1, 2, 3, 4, 5, 6, 7
 
 _KNOWN = migrations_of("storage.postgres")
 

@@ -39,6 +39,7 @@ from storage.protocol import (
     Published,
     Retention,
     ScheduleView,
+    SetAside,
     Stats,
 )
 from storage.sql import archive, cancel, catalog, gates, schedules, transfer, url_groups
@@ -111,6 +112,7 @@ class PostgresStorage:
         self._last_id = last_id
         self._wakes: list[Callable[[int], None]] = []
         self._closed = False
+        self._positions = positions
         self._transactions = Transactions(positions, self._due)
         self._horizon = Horizon()
         road = Road(self._transactions, self._horizon)
@@ -166,9 +168,12 @@ class PostgresStorage:
         self, messages: Sequence[Message], *, now: int, claim: ClaimTerms | None = None
     ) -> Published:
         self._watch.check()
+        # Taken now, and not when a connection is to be had: a claim that waits beside it, and may find these
+        # messages, takes its own later.
+        positions = [self._positions.next(now) for _ in messages]
         gated = (claim is not None and claim.aside) or any(map(is_gated, messages))
         lane = self._gated_publishes if gated else self._publishes
-        return await lane.submit(Acceptance(messages, now, claim), cost_of_messages(messages))
+        return await lane.submit(Acceptance(messages, now, claim, positions), cost_of_messages(messages))
 
     async def cancel(
         self, tenant: TenantId, selection: Selection, *, limit: int | None, now: int
@@ -240,9 +245,7 @@ class PostgresStorage:
     async def renew(self, leases: Sequence[Lease], *, until: int) -> Sequence[MessageId]:
         return await self._renewals.use(lambda connection: self._road.renew(connection, leases, until))
 
-    async def set_aside(
-        self, surplus: Mapping[Crowd, Sequence[Lease]], *, now: int, limit: int
-    ) -> Sequence[MessageId]:
+    async def set_aside(self, surplus: Mapping[Crowd, Sequence[Lease]], *, now: int, limit: int) -> SetAside:
         return await self._change(lambda tx: work.set_aside(tx, surplus, now, limit))
 
     async def ask_permits(self, leases: Sequence[Lease], *, now: int, sift: int) -> Permits:
@@ -434,9 +437,14 @@ class PostgresStorage:
     # Accounts
 
     async def add_tenant(self, user_id: str, *, current_key: str, next_key: str, now: int) -> Tenant | None:
-        return await self._write(
-            lambda: catalog.add_tenant(user_id, current_key=current_key, next_key=next_key, now=now)
-        )
+        async def add(tx: Tx) -> Tenant | None:
+            # Two of one name must not both find that there is none.
+            await self._lock(tx, schema.ACCOUNTS)
+            return await tx.run(
+                catalog.add_tenant(user_id, current_key=current_key, next_key=next_key, now=now)
+            )
+
+        return await self._change(add)
 
     async def put_limits(self, tenant: TenantId, limits: TenantLimits, *, now: int) -> bool:
         return await self._write(lambda: catalog.put_limits(tenant, limits, now=now))

@@ -110,8 +110,7 @@ class Watch:
         raw = connection.raw
         raw.add_termination_listener(lambda _: self._stirred.set())
         if not self._server.target.pooled:
-            await connection.run(f"LISTEN {self._channel}")
-            await raw.add_listener(self._channel, self._heard)
+            await connection.listen(self._channel, self._heard)
             self._listening.set()
 
     def _heard(self, raw: Any, pid: int, channel: str, payload: str) -> None:

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from relay.domain.delivery import Change, Claim, Lease, Settlement
 from relay.domain.errors import Unavailable
 from relay.domain.fairness import Crowd
-from relay.domain.gates import Gate, GateKind, is_gated, may_hold, moves_gates
+from relay.domain.gates import Gate, GateId, GateKind, is_gated, may_hold, moves_gates
 from relay.domain.message import Message, MessageId, TenantId
 from storage.codec import (
     ACTIVE,
@@ -41,10 +41,12 @@ from storage.codec import (
 from storage.postgres.driver import Connection
 from storage.postgres.horizon import Horizon
 from storage.postgres.tx import Transactions, Tx
-from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Permits, Published, Receipt
+from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Permits, Published, Receipt, SetAside
 from storage.sql import crowds, gates, permits
+from storage.sql.crowds import STANDS_ASIDE
 from storage.sql.gates import Member, Rest, Waiter, rest_of
 from storage.sql.road import LOST, NO_TERMS, Acceptance, Identity, canceled, distinct, left, stopped
+from storage.sql.script import Query, Script
 
 _NO_LIMIT = (1 << 62) - 1
 
@@ -241,6 +243,30 @@ _RENEW = f"""
     UPDATE deliveries d SET due_at = $4 FROM {_given(_IDENTITY)}
     WHERE d.tenant = j.tenant AND d.id = j.id AND d.claim_no = j.claim_no AND d.state = {ACTIVE}
     RETURNING d.tenant, d.id, d.claim_no
+"""
+
+
+#: $1 now, $2 how many of the due to look at, $3 tenant, $4 host, $5 the gate.
+_SIFT = f"""
+    WITH alike AS MATERIALIZED (
+        SELECT d.tenant, d.id, d.due_at
+        FROM (SELECT tenant, id FROM deliveries WHERE due_at <= $1 ORDER BY due_at LIMIT $2) f
+        JOIN deliveries d ON d.tenant = f.tenant AND d.id = f.id JOIN messages m ON m.id = d.id
+        WHERE d.due_at <= $1 AND d.state <> {ACTIVE} AND d.tenant = $3 AND m.host = $4
+            AND m.queue IS NULL AND m.flow_key IS NULL
+        FOR UPDATE OF d SKIP LOCKED
+    ),
+    moved AS (
+        UPDATE deliveries d SET {STANDS_ASIDE} FROM alike WHERE d.tenant = alike.tenant AND d.id = alike.id
+        RETURNING d.tenant, d.id, alike.due_at
+    ),
+    put AS (
+        INSERT INTO gated
+            (tenant, id, crowd, seq, eligible_at, waits_at, place, callbacks, has_slot, finished)
+        SELECT tenant, id, $5, 0, due_at, $5, due_at, 0, 0, 0 FROM moved
+        RETURNING 1
+    )
+    SELECT count(*) FROM put
 """
 
 
@@ -488,11 +514,11 @@ def _plan(
     gated: list[tuple[Message, int]] = []
     crowded: list[tuple[Message, int]] = []
     answers = []
-    for accepted, now, terms in calls:
+    for accepted, now, terms, positions in calls:
         receipts = []
         claims: list[Claim] = []
         terms = terms or NO_TERMS
-        for message in accepted:
+        for number, message in enumerate(accepted):
             id_ = message.id
             key = message.dedup_key
             if id_ in stored:
@@ -523,7 +549,8 @@ def _plan(
                 tx.due(due_at, now)
                 stand = (CREATED, due_at, 0, None)
                 change, next_at = Change.CREATED, due_at if due_at > now else None
-            births.append((id_, message.tenant, *stand, tx.position(now), now, change.value, next_at))
+            position = tx.position(now) if positions is None else positions[number]
+            births.append((id_, message.tenant, *stand, position, now, change.value, next_at))
         answers.append(Published(receipts=receipts, claims=claims))
     return _Plan(answers, messages, births, gated, crowded)
 
@@ -564,16 +591,19 @@ def _claim_of(row: Row, now: int) -> Claim | None:
     return Claim(message=message, claim_no=claim_no, claimed_at=now, retried=retried, lost_leases=lost_leases)
 
 
-async def set_aside(
-    tx: Tx, surplus: Mapping[Crowd, Sequence[Lease]], now: int, limit: int
-) -> Sequence[MessageId]:
-    """Let leased deliveries, and others like them, wait in their crowds; the ids of those that stay as they are.
+async def set_aside(tx: Tx, surplus: Mapping[Crowd, Sequence[Lease]], now: int, limit: int) -> SetAside:
+    """Let leased deliveries, and others like them, wait in their crowds.
 
     Killed before the commit, their leases run out; killed after it, any claim finds them in their crowds.
     """
-    stayed, opens_at = await tx.run(crowds.set_aside(surplus, now=now, limit=limit))
+    answer, opens_at = await tx.run(crowds.set_aside(surplus, now=now, limit=limit, sift=_sift))
     tx.opens(opens_at, now)
-    return stayed
+    return answer
+
+
+def _sift(crowd: Crowd, gate: GateId, now: int, limit: int) -> Script[int]:
+    rows = yield Query(_SIFT, (now, limit, crowd.tenant, crowd.host, gate))
+    return int(rows[0][0])
 
 
 async def ask_permits(tx: Tx, leases: Sequence[Lease], now: int, sift: int) -> Permits:

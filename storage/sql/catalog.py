@@ -97,7 +97,7 @@ def put_tenant(tenant: Tenant, *, now: int) -> Script[None]:
 
 
 def add_tenant(user_id: str, *, current_key: str, next_key: str, now: int) -> Script[Tenant | None]:
-    """Two that are created at once meet at the number both would take: one of them looks again."""
+    """For one caller after the other. Whoever has taken the number meanwhile otherwise makes it look again."""
     while not (yield Query("SELECT 1 FROM tenants WHERE user_id = ?1", (user_id,))):
         rows = yield Query(
             f"""

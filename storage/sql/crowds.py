@@ -5,14 +5,15 @@ limits of its own: a claim lets in as many as the shares of the worker allow. Wh
 is a delivery like any other from then on; nothing but waiting is different in it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from relay.domain.delivery import Lease
 from relay.domain.fairness import Crowd, Shares
-from relay.domain.gates import Gate, GateId, GateKind, accepted, admit, shares
+from relay.domain.gates import Gate, GateId, GateKind, admit, joined, shares
 from relay.domain.message import Message, MessageId, TenantId
 from relay.domain.place import place_of
 from storage.codec import ACTIVE, CREATED, RETRY, gate_of
+from storage.protocol import SetAside
 from storage.sql.gates import (
     FORGET_WAITER,
     GATE_READ,
@@ -44,14 +45,19 @@ _LEASED = Bulk(
     AND NOT EXISTS (SELECT 1 FROM gated v WHERE v.tenant = d.tenant AND v.id = d.id)
     /*FOR UPDATE OF d SKIP LOCKED*/""",
 )
-#: Gives a lease back unspent.
+#: What becomes of a delivery that is set aside.
+STANDS_ASIDE = (
+    f"state = CASE WHEN retried = 0 THEN {CREATED} ELSE {RETRY} END, due_at = NULL, claimed_at = NULL"
+)
 ASIDE = Bulk(
-    f"""UPDATE deliveries
-    SET state = CASE WHEN retried = 0 THEN {CREATED} ELSE {RETRY} END, due_at = NULL, claimed_at = NULL
-    WHERE (tenant, id) IN (""",
+    f"UPDATE deliveries SET {STANDS_ASIDE} WHERE (tenant, id) IN (",
     "(CAST(? AS bigint), CAST(? AS bigint))",
     ")",
 )
+
+
+#: Moves what is due for a crowd, among the first so many that are due, behind the gate; how many that were.
+Sift = Callable[[Crowd, GateId, int, int], Script[int]]
 
 
 def keys_in(arrivals: Sequence[tuple[Message, int]]) -> dict[Key, int]:
@@ -68,48 +74,39 @@ def accept(arrivals: Sequence[tuple[Message, int]]) -> Script[int | None]:
     rows = []
     for message, now in arrivals:
         ((key, _),) = keys_in([(message, now)]).items()
-        crowds[key] = crowd = accepted(crowds[key], None, now)
+        crowds[key] = crowd = joined(crowds[key], 1, now)
         rows.append(_row(message.tenant, message.id, crowd.id, message.not_before))
     yield from write(_INSERT, rows)
     return (yield from save(crowds.values(), max(keys.values())))
 
 
 def set_aside(
-    surplus: Mapping[Crowd, Sequence[Lease]], *, now: int, limit: int
-) -> Script[tuple[Sequence[MessageId], int | None]]:
+    surplus: Mapping[Crowd, Sequence[Lease]], *, now: int, limit: int, sift: Sift
+) -> Script[tuple[SetAside, int | None]]:
     """Move leased deliveries, and those of the same crowds among the first `limit` that are due, into their crowds.
 
-    Returns which of the leased ones stay as they are, and when a crowd opens. Locked deliveries are left alone:
-    whoever holds a crowd waits for nothing.
+    Also returns when a crowd opens. Locked deliveries are left alone: whoever holds a crowd waits for nothing.
     """
     keys: dict[Key, int] = {(crowd.tenant, GateKind.CROWD, crowd.host): now for crowd in surplus}
     yield from lock((), keys)
-    crowds = yield from held_gates(list(keys))
-    if len(crowds) < len(keys):
+    gates = yield from held_gates(list(keys))
+    if len(gates) < len(keys):
         raise Collision
-    leases = {
-        (lease.tenant, lease.message_id): (crowd.tenant, GateKind.CROWD, crowd.host)
-        for crowd, leases in surplus.items()
-        for lease in leases
-    }
-    leased = yield from read(
-        _LEASED,
-        [(lease.tenant, lease.message_id, lease.claim_no) for leases in surplus.values() for lease in leases],
-    )
-    moved = {(tenant, id_) for tenant, id_, _ in leased}
-    rows = []
-    for tenant, id_, claimed_at in leased:
-        key = leases[tenant, id_]
-        crowds[key] = crowd = accepted(crowds[key], None, now)
-        rows.append(_row(tenant, id_, crowd.id, claimed_at))
-    for tenant, id_, due_at, host in (yield from _like_them(list(keys), now=now, limit=limit)):
-        key = (tenant, GateKind.CROWD, host)
-        crowds[key] = crowd = accepted(crowds[key], None, now)
-        rows.append(_row(tenant, id_, crowd.id, due_at))
-    yield from write(ASIDE, [row[:2] for row in rows])
-    yield from write(_INSERT, rows)
-    stayed = [MessageId(id_) for tenant, id_ in leases if (tenant, id_) not in moved]
-    return stayed, (yield from save(crowds.values(), now))
+    stayed: list[MessageId] = []
+    sifted = 0
+    for crowd, leases in surplus.items():
+        gate = gates[crowd.tenant, GateKind.CROWD, crowd.host]
+        held = yield from read(
+            _LEASED, [(lease.tenant, lease.message_id, lease.claim_no) for lease in leases]
+        )
+        yield from write(ASIDE, [row[:2] for row in held])
+        yield from write(_INSERT, [_row(tenant, id_, gate.id, at) for tenant, id_, at in held])
+        moved = {id_ for _, id_, _ in held}
+        stayed += [lease.message_id for lease in leases if lease.message_id not in moved]
+        alike = yield from sift(crowd, gate.id, now, limit)
+        sifted += alike
+        gates[crowd.tenant, GateKind.CROWD, crowd.host] = joined(gate, len(held) + alike, now)
+    return SetAside(stayed=stayed, sifted=sifted), (yield from save(gates.values(), now))
 
 
 def open_crowds(room: Shares, now: int) -> Script[tuple[Sequence[tuple[Gate, int]], bool]]:
@@ -147,30 +144,6 @@ def let_in(
     yield from write(FORGET_WAITER, [(one.tenant, one.id) for one in passing])
     yield from save(gates.values(), now)
     return passing
-
-
-def _like_them(
-    keys: Sequence[Key], *, now: int, limit: int
-) -> Script[Sequence[tuple[TenantId, int, int, str]]]:
-    bind = Parameters((now, limit))
-    those = " OR ".join(f"(d.tenant = {bind(tenant)} AND m.host = {bind(host)})" for tenant, _, host in keys)
-    return (yield from due_like_them(those, bind))
-
-
-def due_like_them(those: str, bind: Parameters) -> Script[Sequence[tuple[TenantId, int, int, str]]]:
-    """What is due and not leased, without queue or key, of `those` (a condition on `d` and `m`), with its due time
-    and host; ?1 is now, ?2 how much of what is due is looked at."""
-    rows = yield Query(
-        f"""
-        SELECT d.tenant, d.id, d.due_at, m.host
-        FROM (SELECT tenant, id FROM deliveries WHERE due_at <= ?1 ORDER BY due_at LIMIT ?2) f
-        JOIN deliveries d ON d.tenant = f.tenant AND d.id = f.id JOIN messages m ON m.id = d.id
-        WHERE d.due_at <= ?1 AND d.state <> {ACTIVE} AND m.queue IS NULL AND m.flow_key IS NULL AND ({those})
-        /*FOR UPDATE OF d SKIP LOCKED*/
-        """,
-        bind.values,
-    )
-    return [(row[0], row[1], row[2], row[3]) for row in rows]
 
 
 def _row(tenant: TenantId, id_: int, crowd: GateId, eligible_at: int) -> tuple[int, ...]:

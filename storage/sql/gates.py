@@ -33,6 +33,7 @@ from relay.domain.gates import (
     changed,
     default_parallelism,
     freed,
+    joined,
     left,
     opens_at,
     permits,
@@ -361,9 +362,7 @@ def give_permits(
             _, gates[key.id] = admit(key, mine, room=len(mine), now=now)
     for owner in (owner for owner in owners.values() if owner is not None):
         mine = [one for one in passing if one.owner == owner.id]
-        gate = owner
-        for _ in (one for one in mine if one.gate != owner.id):
-            gate = accepted(gate, None, now)
+        gate = joined(owner, sum(one.gate != owner.id for one in mine), now)
         _, gates[gate.id] = admit(gate, mine, room=len(mine), now=now)
     yield from write(
         STAND,

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from relay.domain.delivery import Lease
-from relay.domain.gates import Gate, GateKind, accepted, limited, permits
+from relay.domain.gates import Gate, GateKind, joined, limited, permits
 from relay.domain.message import MessageId, TenantId
 from storage.codec import ACTIVE
 from storage.protocol import Permits
-from storage.sql.crowds import ASIDE, due_like_them
+from storage.sql.crowds import ASIDE
 from storage.sql.gates import FIRSTS, OF, STAND, Key, Member, ensure, held_gates, save
-from storage.sql.script import Bulk, Parameters, Script, read, write
+from storage.sql.script import Bulk, Parameters, Query, Script, read, write
 
 _INSERT = Bulk(
     "INSERT INTO gated (tenant, id, owner, seq, eligible_at, waits_at, place, callbacks, has_slot, finished)",
@@ -80,7 +80,7 @@ def ask(leases: Sequence[Lease], *, now: int, sift: int) -> Script[tuple[Permits
             if flow is not None:
                 continue
             waiting.append(member)
-            owners[lease.tenant] = accepted(gate, None, now)
+            owners[lease.tenant] = joined(gate, 1, now)
         else:
             granted.add(lease.message_id)
             owners[lease.tenant] = _entered(gate, now)
@@ -90,7 +90,7 @@ def ask(leases: Sequence[Lease], *, now: int, sift: int) -> Script[tuple[Permits
         else:
             fresh.append((*member, gate.id, claimed[member], *place))
     for tenant, id_, due_at in (yield from _others(refused, now=now, limit=sift)):
-        owners[tenant] = gate = accepted(owners[tenant], None, now)
+        owners[tenant] = gate = joined(owners[tenant], 1, now)
         waiting.append((tenant, id_))
         fresh.append((tenant, id_, gate.id, due_at, gate.id, due_at))
     yield from write(ASIDE, waiting)
@@ -102,12 +102,21 @@ def ask(leases: Sequence[Lease], *, now: int, sift: int) -> Script[tuple[Permits
 
 def _entered(gate: Gate, now: int) -> Gate:
     """The gate behind somebody who came and passed."""
-    return replace(accepted(gate, None, now), held=gate.held + 1)
+    return replace(joined(gate, 1, now), held=gate.held + 1)
 
 
 def _others(tenants: set[TenantId], *, now: int, limit: int) -> Script[Sequence[tuple[TenantId, int, int]]]:
     if not tenants:
         return []
     bind = Parameters((now, limit))
-    found = yield from due_like_them(f"d.tenant IN {bind.several(sorted(tenants))}", bind)
-    return [row[:3] for row in found]
+    rows = yield Query(
+        f"""
+        SELECT d.tenant, d.id, d.due_at
+        FROM (SELECT tenant, id FROM deliveries WHERE due_at <= ?1 ORDER BY due_at LIMIT ?2) f
+        JOIN deliveries d ON d.tenant = f.tenant AND d.id = f.id JOIN messages m ON m.id = d.id
+        WHERE d.due_at <= ?1 AND d.state <> {ACTIVE} AND m.queue IS NULL AND m.flow_key IS NULL
+        AND d.tenant IN {bind.several(sorted(tenants))} /*FOR UPDATE OF d SKIP LOCKED*/
+        """,
+        bind.values,
+    )
+    return [(row[0], row[1], row[2]) for row in rows]

@@ -21,11 +21,12 @@ _MESSAGE_BYTES = 1_000
 
 
 class Acceptance(NamedTuple):
-    """One call of publish."""
+    """One call of publish. `positions` in history for its messages, if they were taken before its transaction."""
 
     messages: Sequence[Message]
     now: int
     terms: ClaimTerms | None
+    positions: Sequence[int] | None = None
 
 
 #: Of a publish from which nothing is claimed.

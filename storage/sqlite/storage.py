@@ -37,6 +37,7 @@ from storage.protocol import (
     Published,
     Retention,
     ScheduleView,
+    SetAside,
     Stats,
 )
 from storage.sql import archive, cancel, catalog, gates, schedules, transfer, url_groups
@@ -226,9 +227,7 @@ class SqliteStorage:
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[MessageId]:
         return await self._writer.submit(_SETTLE, settlements, cost_of_settlements(settlements))
 
-    async def set_aside(
-        self, surplus: Mapping[Crowd, Sequence[Lease]], *, now: int, limit: int
-    ) -> Sequence[MessageId]:
+    async def set_aside(self, surplus: Mapping[Crowd, Sequence[Lease]], *, now: int, limit: int) -> SetAside:
         return await self._call(lambda tx: work.set_aside(tx, surplus, now, limit))
 
     async def ask_permits(self, leases: Sequence[Lease], *, now: int, sift: int) -> Permits:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from relay.domain.delivery import Change, Claim, Lease, Settlement
 from relay.domain.fairness import Crowd
-from relay.domain.gates import Gate, GateKind, is_gated, may_hold
+from relay.domain.gates import Gate, GateId, GateKind, is_gated, may_hold
 from relay.domain.message import Message, MessageId
 from storage.codec import (
     ACTIVE,
@@ -28,11 +28,12 @@ from storage.codec import (
     rare_row,
     storable,
 )
-from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Permits, Published, Receipt
+from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Permits, Published, Receipt, SetAside
 from storage.sql import crowds, gates, permits
+from storage.sql.crowds import STANDS_ASIDE
 from storage.sql.gates import Member, Rest, Waiter, rest_of
 from storage.sql.road import LOST, NO_TERMS, Acceptance, Identity, canceled, distinct, left, stopped
-from storage.sql.script import Bulk, Parameters, marks, slices
+from storage.sql.script import Bulk, Parameters, Query, Script, marks, slices
 from storage.sqlite.writer import Tx
 
 _MESSAGE = f"INSERT INTO messages ({MESSAGE_COMMON}"
@@ -117,6 +118,17 @@ _CONTENT = Bulk(
     WHERE d.tenant = k.tenant AND d.id = k.id""",
 )
 
+_SIFT = f"""
+    INSERT INTO temp.sifted SELECT d.tenant, d.id, d.due_at
+    FROM (SELECT tenant, id FROM deliveries WHERE due_at <= ?1 ORDER BY due_at LIMIT ?2) f
+    JOIN deliveries d ON d.tenant = f.tenant AND d.id = f.id JOIN messages m ON m.id = d.id
+    WHERE d.state <> {ACTIVE} AND d.tenant = ?3 AND m.host = ?4 AND m.queue IS NULL AND m.flow_key IS NULL
+"""
+_PUT_ASIDE = """
+    INSERT INTO gated (tenant, id, crowd, seq, eligible_at, waits_at, place, callbacks, has_slot, finished)
+    SELECT tenant, id, ?1, 0, due_at, ?1, due_at, 0, 0, 0 FROM temp.sifted
+"""
+
 _log = logging.getLogger("relay.storage")
 
 
@@ -140,7 +152,7 @@ def publish(
     gated: list[tuple[Message, int]] = []
     crowded: list[tuple[Message, int]] = []
     answers = []
-    for accepted, now, terms in calls:
+    for accepted, now, terms, _ in calls:
         receipts = []
         claims: list[Claim] = []
         terms = terms or NO_TERMS
@@ -329,14 +341,24 @@ def renew(tx: Tx, leases: Sequence[Lease], until: int) -> Sequence[MessageId]:
     return [leases[n].message_id for n in sorted(gone)]
 
 
-def set_aside(tx: Tx, surplus: Mapping[Crowd, Sequence[Lease]], now: int, limit: int) -> Sequence[MessageId]:
-    """Let leased deliveries, and others like them, wait in their crowds; the ids of those that stay as they are.
+def set_aside(tx: Tx, surplus: Mapping[Crowd, Sequence[Lease]], now: int, limit: int) -> SetAside:
+    """Let leased deliveries, and others like them, wait in their crowds.
 
     Killed before the commit, their leases run out; killed after it, any claim finds them in their crowds.
     """
-    stayed, opens_at = tx.run(crowds.set_aside(surplus, now=now, limit=limit))
+    answer, opens_at = tx.run(crowds.set_aside(surplus, now=now, limit=limit, sift=_sift))
     tx.due(opens_at)
-    return stayed
+    return answer
+
+
+def _sift(crowd: Crowd, gate: GateId, now: int, limit: int) -> Script[int]:
+    yield Query("CREATE TEMP TABLE IF NOT EXISTS sifted (tenant INTEGER, id INTEGER, due_at INTEGER) STRICT")
+    yield Query(_SIFT, (now, limit, crowd.tenant, crowd.host))
+    yield Query(_PUT_ASIDE, (gate,))
+    yield Query(
+        f"UPDATE deliveries SET {STANDS_ASIDE} WHERE (tenant, id) IN (SELECT tenant, id FROM temp.sifted)"
+    )
+    return len((yield Query("DELETE FROM temp.sifted RETURNING 1")))
 
 
 def ask_permits(tx: Tx, leases: Sequence[Lease], now: int, sift: int) -> Permits:

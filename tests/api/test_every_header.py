@@ -34,6 +34,7 @@ SENSELESS = {
     "Upstash-Schedule-Id": "no id",
     "Relay-Schedule-Catch-Up": "some",
     "Relay-Schedule-Overlap": "perhaps",
+    "Relay-Signature": "initials",
 }
 NOT_TEXT = b"\xff\xfe"
 

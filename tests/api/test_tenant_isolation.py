@@ -199,9 +199,10 @@ async def test_every_question_finds_something_when_it_is_asked_by_the_owner(
         ids = await furnish(rig)
         for name in ("message_id", "dlq_id", "schedule_id", "name", "queue", "key"):
             paths = [
-                re.sub(r"\{(\w+)(?::.*)?\}", r"{\1}", route.path)
+                path
                 for route in ROUTES
-                if route.method == "GET" and route.path.endswith(f"{{{name}}}")
+                if route.method == "GET"
+                and (path := re.sub(r"\{(\w+)(?::.*)?\}", r"{\1}", route.path)).endswith(f"{{{name}}}")
             ]
             assert paths
             for path in paths:

@@ -91,8 +91,7 @@ def _turn(server: Server, workers: int, directory: Path, options: Options) -> Tu
         },
     ) as live:
         system = systems.System(name="relay", pid=live.process.pid, port=int(live.port), log=live.log)
-        postmaster = int((server.directory / "data" / "postmaster.pid").read_text().split()[0])
-        return uvloop.run(_run(system, postmaster, options))
+        return uvloop.run(_run(system, server.pid, options))
 
 
 async def _run(system: systems.System, postmaster: int, options: Options) -> Turn:

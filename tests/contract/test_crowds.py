@@ -36,7 +36,7 @@ def leases_of(*claims: Claim) -> Sequence[Lease]:
     ]
 
 
-async def aside(storage: Storage, *messages: Message, now: int = NOW) -> None:
+async def publish_aside(storage: Storage, *messages: Message, now: int = NOW) -> None:
     """Publish into the crowds."""
     terms = ClaimTerms(limit=ALL, lease_ms=LEASE_MS, aside={message.id for message in messages})
     published = await storage.publish(messages, now=now, claim=terms)
@@ -60,7 +60,7 @@ async def take_shares(
 
 async def test_what_was_set_aside_is_taken_as_the_shares_allow_oldest_first(storage: Storage) -> None:
     messages = several(A, 5)
-    await aside(storage, *messages)
+    await publish_aside(storage, *messages)
     assert await take(storage) == []
     assert await take_shares(storage, {A: 0}) == []
     claims = [*await take_shares(storage, {A: 2}), *await take_shares(storage, {A: 1})]
@@ -72,7 +72,7 @@ async def test_what_was_set_aside_is_taken_as_the_shares_allow_oldest_first(stor
 
 async def test_who_has_left_a_crowd_is_a_delivery_like_any_other(storage: Storage) -> None:
     failing, lost = several(A, 2)
-    await aside(storage, failing, lost)
+    await publish_aside(storage, failing, lost)
     (first, second) = await take_shares(storage)
     attempt = an_attempt(started_at=NOW, status=500)
     assert await storage.settle([settle(first, attempt, next_id=next_id)]) == []
@@ -102,7 +102,8 @@ async def test_what_is_set_aside_takes_along_what_is_due_of_its_crowd_and_nothin
     await accept(storage, mine[0])
     (claim,) = await take(storage)
     await accept(storage, *mine[1:], *others, later)
-    assert await storage.set_aside({A: leases_of(claim)}, now=NOW, limit=100) == []
+    aside = await storage.set_aside({A: leases_of(claim)}, now=NOW, limit=100)
+    assert (aside.stayed, aside.sifted) == ([], 2)
     assert set(ids_of(await take(storage))) == {message.id for message in others}
     assert ids_of(await take(storage, now=NOW + 1)) == [later.id]
     claims = await take_shares(storage)
@@ -115,7 +116,8 @@ async def test_only_so_much_of_what_is_due_is_looked_at(storage: Storage) -> Non
     await accept(storage, to(A))
     (claim,) = await take(storage)
     await accept(storage, *several(B, 2), *several(A, 2))
-    assert await storage.set_aside({A: leases_of(claim)}, now=NOW, limit=3) == []
+    aside = await storage.set_aside({A: leases_of(claim)}, now=NOW, limit=3)
+    assert (aside.stayed, aside.sifted) == ([], 1)
     assert [crowd_of(one.message) for one in await take(storage)] == [B, B, A]
     assert len(await take_shares(storage)) == 2
 
@@ -126,14 +128,14 @@ async def test_a_lease_that_is_not_held_stays_as_it_is(storage: Storage) -> None
     assert await deliver(storage, gone) == []
     id = canceled.message.id
     assert await storage.cancel(TENANT, Selection(message_ids=(id,)), limit=None, now=NOW) == [id]
-    stayed = await storage.set_aside({A: leases_of(gone, canceled, held)}, now=NOW, limit=0)
-    assert sorted(stayed) == [gone.message.id, id]
+    aside = await storage.set_aside({A: leases_of(gone, canceled, held)}, now=NOW, limit=0)
+    assert sorted(aside.stayed) == [gone.message.id, id]
     assert ids_of(await take_shares(storage)) == [held.message.id]
     assert await deliver(storage, canceled) == []
 
 
 async def test_crowds_share_the_room_and_a_full_one_stands_in_nobodys_way(storage: Storage) -> None:
-    await aside(storage, *several(A, 50), *several(B, 50), *several(OTHER_A, 2))
+    await publish_aside(storage, *several(A, 50), *several(B, 50), *several(OTHER_A, 2))
     claims = await take_shares(storage, {A: 0}, limit=12)
     assert [crowd_of(claim.message) for claim in claims].count(OTHER_A) == 2
     assert [crowd_of(claim.message) for claim in claims].count(B) == 6
@@ -148,7 +150,7 @@ async def test_a_claim_tells_whether_a_crowd_was_passed_over(storage: Storage) -
         return (await storage.claim(terms, now=NOW)).passed_over
 
     assert not await passed_over(0)
-    await aside(storage, *several(A, 2))
+    await publish_aside(storage, *several(A, 2))
     assert await passed_over(0)
     assert not await passed_over(1)
     assert await passed_over(0)
@@ -157,7 +159,7 @@ async def test_a_claim_tells_whether_a_crowd_was_passed_over(storage: Storage) -
 
 
 async def test_a_crowd_may_take_half_of_a_claim_when_others_are_due(storage: Storage) -> None:
-    await aside(storage, *several(A, 20))
+    await publish_aside(storage, *several(A, 20))
     await accept(storage, *several(B, 20))
     claims = await take_shares(storage, limit=10)
     assert [crowd_of(claim.message) for claim in claims].count(A) == 5
@@ -166,12 +168,12 @@ async def test_a_crowd_may_take_half_of_a_claim_when_others_are_due(storage: Sto
 
 async def test_what_waits_in_a_crowd_can_be_canceled(storage: Storage) -> None:
     first, second, third = several(A, 3)
-    await aside(storage, first, second, third)
+    await publish_aside(storage, first, second, third)
     assert await storage.cancel(TENANT, Selection(message_ids=(second.id,)), limit=None, now=NOW) == [
         second.id
     ]
     assert ids_of(await take_shares(storage)) == [first.id, third.id]
-    await aside(storage, to(A), to(A))
+    await publish_aside(storage, to(A), to(A))
     assert len(await storage.cancel(TENANT, EVERYTHING, limit=None, now=NOW)) == 4
     assert await take_shares(storage) == []
 
@@ -179,21 +181,21 @@ async def test_what_waits_in_a_crowd_can_be_canceled(storage: Storage) -> None:
 async def test_a_crowd_outlives_its_process(opened: Opened) -> None:
     storage = await opened.open()
     messages = several(A, 3)
-    await aside(storage, *messages)
+    await publish_aside(storage, *messages)
     storage = await opened.open()
     assert ids_of(await take_shares(storage)) == [message.id for message in messages]
 
 
 async def test_duplicates_are_not_set_aside_and_repetitions_only_once(storage: Storage) -> None:
     message = a_message(url="https://a.example/", dedup_key=b"key")
-    await aside(storage, message)
-    await aside(storage, message)
-    await aside(storage, a_message(url="https://a.example/", dedup_key=b"key"))
+    await publish_aside(storage, message)
+    await publish_aside(storage, message)
+    await publish_aside(storage, a_message(url="https://a.example/", dedup_key=b"key"))
     assert ids_of(await take_shares(storage)) == [message.id]
 
 
 async def test_an_empty_crowd_is_forgotten_after_a_while(storage: Storage) -> None:
-    await aside(storage, to(A))
+    await publish_aside(storage, to(A))
     nothing = Retention(events_before=0, dead_letters_before=0)
     assert await storage.prune(nothing, now=LATER, limit=100) == 0
     (claim,) = await take_shares(storage)
@@ -205,7 +207,7 @@ async def test_an_empty_crowd_is_forgotten_after_a_while(storage: Storage) -> No
 
 async def test_a_message_that_is_not_due_does_not_join_a_crowd(storage: Storage) -> None:
     message = a_message(url="https://a.example/", not_before=NOW + 5)
-    await aside(storage, message)
+    await publish_aside(storage, message)
     assert await take_shares(storage) == []
     assert ids_of(await take(storage, now=NOW + 5)) == [message.id]
     assert TERMS.shares is None
@@ -223,7 +225,7 @@ async def test_a_key_gives_no_permit_to_a_message_whose_host_has_its_share(stora
 
 
 async def test_several_crowds_of_a_tenant_get_no_more_than_the_tenant_may(storage: Storage) -> None:
-    await aside(storage, *several(A, 5), *several(B, 5), *several(OTHER_A, 5))
+    await publish_aside(storage, *several(A, 5), *several(B, 5), *several(OTHER_A, 5))
     claims = await take_shares(storage, tenants={TENANT: 3})
     assert [claim.message.tenant for claim in claims].count(TENANT) == 3
     assert [claim.message.tenant for claim in claims].count(OTHER_TENANT) == 5

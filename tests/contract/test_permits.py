@@ -322,9 +322,8 @@ async def test_what_holds_a_permit_or_waits_is_neither_set_aside_nor_forgotten(s
     (claim,) = await take(storage, now=now)
     assert claim.lost_leases == 1
     lease = Lease(tenant=TENANT, message_id=claim.message.id, claim_no=claim.claim_no)
-    assert await storage.set_aside({crowd_of(claim.message): [lease]}, now=now, limit=100) == [
-        claim.message.id
-    ]
+    aside = await storage.set_aside({crowd_of(claim.message): [lease]}, now=now, limit=100)
+    assert (aside.stayed, aside.sifted) == ([claim.message.id], 0)
     later = LATER + 2 * HOUR
     await storage.prune(Retention(events_before=0, dead_letters_before=0), now=later, limit=1_000)
     assert await deliver(storage, claim, now=now) == []

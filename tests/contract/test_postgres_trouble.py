@@ -34,6 +34,7 @@ from tests.contract.steps import (
     start,
     take,
 )
+from tests.crash.proxy import a_proxy
 
 ROOT = Path(__file__).parent.parent.parent
 SHORT = Session(longest_s=0.2)
@@ -351,6 +352,23 @@ async def test_closing_does_not_wait_for_a_server_that_is_gone(own_server: postg
     own_server.start()
 
 
+async def test_history_begins_when_a_message_was_brought_and_not_when_a_connection_was_to_be_had(
+    url: str, storage: PostgresStorage
+) -> None:
+    other = await open_postgres(url)
+    await accept(other, a_message(), a_message())
+    first, second = await take(storage)
+    await deliver(storage, first)
+    # Settlements have their connection by now; publishes have not.
+    late = a_message()
+    published = asyncio.create_task(accept(storage, late))
+    await asyncio.sleep(0)
+    await deliver(storage, second)
+    await published
+    assert [event.message.id for event in await happenings(storage)][-2:] == [late.id, second.message.id]
+    await other.close()
+
+
 async def test_claims_whose_caller_has_gone_are_handed_back(storage: PostgresStorage) -> None:
     messages = [a_message() for _ in range(3)]
     await accept(storage, *messages[:2])
@@ -415,6 +433,20 @@ async def test_an_answer_that_never_comes_is_given_up_and_the_connection_replace
     finally:
         os.kill(pid, signal.SIGCONT)
         await pool.close()
+
+
+async def test_a_connection_that_breaks_or_falls_silent_while_it_begins_to_listen_is_unavailable(
+    own_server: postgres_server.Server,
+) -> None:
+    async with a_proxy(str(own_server.directory / ".s.PGSQL.5432")) as proxy:
+        target = target_of(f"postgresql://postgres@127.0.0.1:{proxy.port}/postgres")
+        for trouble in (proxy.cut, proxy.swallow):
+            proxy.mend()
+            connection = await driver.connect(target, SHORT)
+            trouble()
+            with pytest.raises(Unavailable):
+                await connection.listen("channel", lambda *_: None)
+            assert not connection.usable
 
 
 async def backend(connection: Connection) -> int:

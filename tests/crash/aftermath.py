@@ -1,7 +1,7 @@
 """What the database holds once the relay has gone, and whether all of it agrees with itself and with the ledger."""
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from relay.domain.dead_letter import DeadLetter
@@ -12,12 +12,16 @@ from relay.domain.selection import Order, Selection
 from relay.domain.tenant import DEFAULT_TENANT
 from relay.ids import number_of, text_of
 from relay.main import open_storage
+from storage.postgres import driver as postgres_driver
+from storage.postgres.driver import Session
 from storage.protocol import ClaimTerms, Storage
 from storage.sqlite import SqliteStorage, driver
 from tests.crash.ledger import ASKED, DOOMED, Kind, Ledger, read
 
 _EVERYTHING = Selection()
 _ALL = 1_000_000
+#: Alive beyond those that are counted, if the count is wrong.
+_MORE = 1_000
 #: Everything is due by then: the year 2109.
 _END_OF_TIME = 1 << 42
 
@@ -37,7 +41,9 @@ async def examine(database: str) -> Aftermath:
     """Open the database as the next relay would, and take all of it apart. Everything alive is claimed."""
     storage = await open_storage(database)
     try:
-        return await _examine(storage)
+        found = await _examine(storage)
+        stray = await _stray(storage, database)
+        return replace(found, problems=[*found.problems, *stray])
     finally:
         await storage.close()
 
@@ -46,14 +52,18 @@ async def _examine(storage: Storage) -> Aftermath:
     tenant = DEFAULT_TENANT
     logs: dict[str, list[State]] = {}
     history = await storage.events(tenant, _EVERYTHING, order=Order.EARLIEST_FIRST, start=None, limit=_ALL)
-    for event in history.events:
+    events = history.events
+    if not isinstance(storage, SqliteStorage):
+        # Nodes order history by the time they act; a claim may wait at the server until what it finds is written.
+        events = sorted(events, key=lambda event: (State.CREATED not in event.change.states, event.retried))
+    for event in events:
         logs.setdefault(text_of_id(event.message.id), []).extend(event.change.states)
     letters = await storage.dead_letters(
         tenant, _EVERYTHING, order=Order.EARLIEST_FIRST, start=None, limit=_ALL
     )
     dead = {text_of_id(letter.message.id): letter for letter in letters}
     stats = await storage.stats()
-    claimed = await storage.claim(ClaimTerms(limit=_ALL, lease_ms=1), now=_END_OF_TIME)
+    claimed = await storage.claim(ClaimTerms(limit=stats.live + _MORE, lease_ms=1), now=_END_OF_TIME)
     alive = {text_of_id(claim.message.id): claim for claim in claimed.claims}
     runs = {
         view.schedule.id: await storage.runs(tenant, view.schedule.id, limit=_ALL)
@@ -76,8 +86,6 @@ async def _examine(storage: Storage) -> Aftermath:
         for message_id in (*dead, *alive)
         if await storage.message(tenant, _number(message_id)) is None
     ]
-    if isinstance(storage, SqliteStorage):
-        problems += _damage(storage)
     return Aftermath(dict(logs), dead, alive, runs, problems)
 
 
@@ -114,24 +122,31 @@ def _is_possible(log: Sequence[State]) -> bool:
     return bool(log) and all(later in TRANSITIONS[earlier] for earlier, later in pairwise(log))
 
 
-def _damage(storage: SqliteStorage) -> Sequence[str]:
+_STRAY = """
+    SELECT id FROM messages
+    WHERE NOT EXISTS (SELECT 1 FROM events WHERE events.message_id = messages.id)
+    AND id NOT IN (SELECT message_id FROM dead_letters)
+    AND id NOT IN (SELECT id FROM deliveries)
+"""
+
+
+async def _stray(storage: Storage, database: str) -> Sequence[str]:
     """What no verb of storage would show."""
-    connection = driver.connect_reader(storage.path)
-    try:
-        problems = [
-            row[0] for row in connection.execute("PRAGMA integrity_check").fetchall() if row != ("ok",)
-        ]
-        stray = connection.execute(
-            """
-            SELECT id FROM messages
-            WHERE id NOT IN (SELECT message_id FROM events)
-            AND id NOT IN (SELECT message_id FROM dead_letters)
-            AND id NOT IN (SELECT id FROM deliveries)
-            """
-        ).fetchall()
-    finally:
-        connection.close()
-    return [*problems, *(f"{text_of_id(id_)} is stored and has no history" for (id_,) in stray)]
+    if not isinstance(storage, SqliteStorage):
+        connection = await postgres_driver.connect(postgres_driver.target_of(database), Session(longest_s=60))
+        try:
+            ids = [row[0] for row in await connection.rows(_STRAY)]
+        finally:
+            await connection.close()
+        damage = []
+    else:
+        reader = driver.connect_reader(storage.path)
+        try:
+            ids = [row[0] for row in reader.execute(_STRAY).fetchall()]
+            damage = [row[0] for row in reader.execute("PRAGMA integrity_check").fetchall() if row != ("ok",)]
+        finally:
+            reader.close()
+    return [*damage, *(f"{text_of_id(id_)} is stored and has no history" for id_ in ids)]
 
 
 def text_of_id(number: int) -> str:

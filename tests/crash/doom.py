@@ -5,6 +5,7 @@ A step is `verb.moment`. The moments of a verb that writes, in order:
 - `asked`: the engine has decided to, storage has heard nothing yet
 - `writing`: inside the transaction, some of its rows are written
 - `committing`: inside the transaction, all of them are, and COMMIT is next
+- `sent`: only where there is a server: COMMIT is on its way to it, and its answer has not been read
 - `committed`: COMMIT has returned, and nobody has been told
 - `told`: whoever asked has the answer and has done nothing with it
 
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-_WRITES = ("asked", "writing", "committing", "committed", "told")
+_WRITES = ("asked", "writing", "committing", "sent", "committed", "told")
 
 #: The verbs and their moments. `bury` is a settlement that leaves a dead letter, `hand_back` one of a shutdown.
 MOMENTS: dict[str, Sequence[str]] = {
@@ -37,9 +38,14 @@ MOMENTS: dict[str, Sequence[str]] = {
 STEPS = tuple(f"{verb}.{moment}" for verb, moments in MOMENTS.items() for moment in moments)
 
 
-def steps_of(*verbs: str) -> Sequence[str]:
-    """The steps of these verbs, in the order of the road."""
-    return [step for step in STEPS if step.partition(".")[0] in verbs]
+def steps_of(*verbs: str, server: bool = False) -> Sequence[str]:
+    """The steps of these verbs, in the order of the road; with a `server` or without."""
+    return [
+        f"{verb}.{moment}"
+        for verb, moments in MOMENTS.items()
+        for moment in moments
+        if verb in verbs and (server or moment != "sent")
+    ]
 
 
 class Doom:
@@ -57,6 +63,10 @@ class Doom:
             self._left -= 1
             if self._left == 0:
                 self._strike()
+
+    def aims_at(self, verb: str, *moments: str) -> bool:
+        """Whether it may yet strike at one of these."""
+        return self._left > 0 and self._step in {f"{verb}.{moment}" for moment in moments}
 
     @contextmanager
     def during(self, *verbs: str) -> Iterator[None]:

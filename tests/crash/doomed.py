@@ -2,8 +2,9 @@
 
 `python -m tests.crash.doomed --database URL [--at STEP] [--nth N] [--trouble KIND] [--poison TEXT] [--rate N]`,
 with the environment of `relay serve`. The N-th time it reaches a step of `doom.STEPS` it kills itself with SIGKILL,
-or, with a trouble of `watched.Trouble`, that begins; SIGUSR1 makes it begin and SIGUSR2 end at any time. With a
-poison it kills itself whenever it is about to send a request that contains TEXT.
+or, with a trouble of `watched.Trouble`, that begins; SIGUSR1 makes it begin and SIGUSR2 end at any time. The
+troubles `ahead` and `behind` are of its clock: somebody sets it by an hour, and back when they end. With a poison
+it kills itself whenever it is about to send a request that contains TEXT.
 
 Its clock goes `rate` times as fast as the machine's, and agrees with it at the instant `--epoch` (Unix ms), so that
 every start on the same epoch continues the same time. Leases, retry delays, schedules and retention then come to
@@ -31,9 +32,12 @@ from relay.engine.engine import Sends
 from relay.log import BridgeHandler, StreamLog
 from relay.wire.outbound import Outgoing
 from storage.protocol import Claimed, ClaimTerms, Firing, Published, Retention, Storage
-from tests.crash import watched
+from tests.crash import watched, watched_postgres
 from tests.crash.doom import STEPS, Doom, die
 from tests.crash.watched import Trouble
+
+#: How far off the clock is while it is in trouble.
+STEPS_MS = {"ahead": 3_600_000, "behind": -3_600_000}
 
 
 class FastClock:
@@ -52,6 +56,15 @@ class FastClock:
             async with asyncio.timeout(seconds):
                 return await event.wait()
         return event.is_set()
+
+
+class SteppedClock(FastClock):
+    """One that somebody sets, by `step_ms`, while it goes."""
+
+    step_ms = 0
+
+    def now(self) -> int:
+        return super().now() + self.step_ms
 
 
 class DoomedStorage:
@@ -161,16 +174,23 @@ async def run(arguments: argparse.Namespace, config: Config) -> int:
     trouble = Trouble(arguments.trouble)
     doom = Doom(arguments.at, arguments.nth, die if arguments.trouble is None else trouble.begin)
     watched.watch(doom, trouble)
-    clock = FastClock(arguments.epoch, arguments.rate)
+    watched_postgres.watch(doom)
+    clock = SteppedClock(arguments.epoch, arguments.rate)
     log = StreamLog(now=clock.now)
     loop = asyncio.get_running_loop()
 
     def begin() -> None:
         trouble.begin()
+        clock.step_ms = STEPS_MS.get(arguments.trouble, 0)
         log.warning("trouble.began")
 
+    def end() -> None:
+        trouble.end()
+        clock.step_ms = 0
+        log.warning("trouble.ended")
+
     loop.add_signal_handler(signal.SIGUSR1, begin)
-    loop.add_signal_handler(signal.SIGUSR2, trouble.end)
+    loop.add_signal_handler(signal.SIGUSR2, end)
     logging.basicConfig(handlers=[BridgeHandler(log)], level=logging.WARNING, force=True)
     storage = cast(Storage, DoomedStorage(await main.open_storage(config.database_url), doom, trouble))
     try:
@@ -193,7 +213,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--at", choices=STEPS, metavar="STEP")
     parser.add_argument("--nth", type=int, default=1)
     parser.add_argument("--poison")
-    parser.add_argument("--trouble", choices=("full", "readonly", "away"))
+    parser.add_argument("--trouble", choices=("full", "readonly", "away", *STEPS_MS))
     parser.add_argument("--rate", type=int, default=1)
     parser.add_argument("--epoch", type=int, default=0)
     return parser.parse_args()

@@ -1,12 +1,17 @@
 """The endpoint of the crash tests: outside the relay, it enters what arrives in the ledger."""
 
 import asyncio
+import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from aiohttp import web
 
 from tests.crash.ledger import FAILURES, Kind, Ledger, read
+
+_LATE_S = 1.5
+_LOOK_S = 0.02
 
 
 class Endpoint:
@@ -35,12 +40,29 @@ class Endpoint:
             self.holding += 1
             await self.let_go.wait()
             self.holding -= 1
+        if retried == 0:
+            await _misbehave(kind, request)
         failures = 0 if self.mended else FAILURES.get(kind, 0)
         status = 500 if failures is None or retried < failures else 200
         if request.transport is None:  # whoever sent it has gone, and will not hear the answer
             status = 0
         self._ledger.arrive(number, kind, message_id, retried, status)
         return web.Response(status=status)
+
+
+async def _misbehave(kind: Kind, request: web.BaseRequest) -> None:
+    """Let the first attempt end as such a message deserves."""
+    if kind is Kind.LATE:
+        await asyncio.sleep(_LATE_S)
+    elif kind is Kind.HUNG:
+        while request.transport is not None:
+            await asyncio.sleep(_LOOK_S)
+    elif kind is Kind.RESET and request.transport is not None:
+        connection = request.transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        request.transport.abort()
+        while request.transport is not None:
+            await asyncio.sleep(0)
 
 
 @asynccontextmanager

@@ -7,9 +7,7 @@ import time
 from collections.abc import Sequence
 
 from relay.domain.delivery import MAX_LOST_LEASES
-from tests.crash.doom import steps_of
 from tests.crash.ledger import Kind
-from tests.crash.load import Load
 from tests.crash.waiting import until
 from tests.crash.world import Outcome, World
 
@@ -22,10 +20,16 @@ POISON_RATE = 4
 
 #: Ten minutes, the least that history is kept, in one second; leases as long as they may be, not to lose any.
 FAST = 600
-SHORT_MEMORY = {"RELAY_LOG_RETENTION": "10m", "RELAY_LEASE": "10m"}
+LONG = {"RELAY_LEASE": "10m"}
+SHORT_MEMORY = {"RELAY_LOG_RETENTION": "10m", **LONG}
 
 #: In the middle of the load: its publishes, claims and settlements come by the dozen, dead letters are rare.
 _NTH = {"publish": 30, "claim": 10, "send": 30, "settle": 20, "bury": 2, "prune": 2}
+
+
+def nth_of(step: str) -> int:
+    """When to die, in the middle of the load."""
+    return _NTH[step.partition(".")[0]]
 
 
 async def at(world: World, steps: Sequence[str]) -> Outcome:
@@ -41,9 +45,9 @@ async def at(world: World, steps: Sequence[str]) -> Outcome:
 async def while_pruning(world: World) -> Outcome:
     """Time goes so fast that history is forgotten while more is made."""
     # No deduplication: its ten minutes are too short for a publisher that repeats a second later.
-    world.load = Load(world.client, world.node, (Kind.PLAIN, Kind.FLAKY, Kind.DEAD, Kind.DELAYED))
+    world.load = world.load_of((Kind.PLAIN, Kind.FLAKY, Kind.DEAD, Kind.DELAYED))
     world.load.begin()
-    for step in steps_of("prune"):
+    for step in world.steps_of("prune"):
         await _doom(world, step, rate=FAST)
         await world.dead()
     await _recover(world, rate=FAST, forgets=True)
@@ -51,8 +55,8 @@ async def while_pruning(world: World) -> Outcome:
 
 
 async def while_migrating(world: World) -> Outcome:
-    """Three starts die on an empty database before the fourth is allowed to live."""
-    for step in steps_of("migrate"):
+    """Starts die on an empty database, one after the other, before one is allowed to live."""
+    for step in world.steps_of("migrate"):
         await world.node.doom("--at", step, rate=RATE)
         await world.dead()
     world.load.begin()
@@ -150,8 +154,7 @@ async def at_random(world: World, *, rounds: int) -> Outcome:
 
 
 async def _doom(world: World, step: str, *, rate: int = RATE) -> None:
-    nth = _NTH[step.partition(".")[0]]
-    await world.node.doom("--at", step, "--nth", str(nth), rate=rate)
+    await world.node.doom("--at", step, "--nth", str(nth_of(step)), rate=rate)
 
 
 async def _recover(world: World, *, rate: int = RATE, forgets: bool = False) -> None:

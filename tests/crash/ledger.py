@@ -25,6 +25,12 @@ class Kind(Enum):
     DISTANT = "distant"
     #: Answered 200 when the endpoint is told to.
     HELD = "held"
+    #: Not answered at all the first time, until whoever asked has gone; then 200.
+    HUNG = "hung"
+    #: Its first connection is reset; then 200.
+    RESET = "reset"
+    #: Answered 200, and a second and a half late.
+    LATE = "late"
     #: Kills the relay that is about to send it, so that it ends as a dead letter without having arrived.
     POISON = "poison"
 
@@ -34,7 +40,7 @@ FAILURES: dict[Kind, int | None] = {Kind.FLAKY: 2, Kind.DEAD: None}
 #: How many retries a message asks for, and, of those that get an answer at all, how many it needs at most.
 ASKED = {Kind.DEAD: 1, Kind.POISON: 0}
 ASKED_BY_OTHERS = 3
-NEEDED = {Kind.FLAKY: 2, Kind.DEAD: 1}
+NEEDED = {Kind.FLAKY: 2, Kind.DEAD: 1, Kind.HUNG: ASKED_BY_OTHERS, Kind.RESET: ASKED_BY_OTHERS}
 #: Those that end as a dead letter.
 DOOMED = (Kind.DEAD, Kind.POISON)
 _BODY = re.compile(rb"([0-9]+) ([a-z]+)")
@@ -142,15 +148,21 @@ class Ledger:
                 ids.setdefault(one.number, set()).add(one.message_id)
         return {number: several for number, several in ids.items() if len(several) > 1}
 
-    def forgotten_retries(self) -> Sequence[str]:
-        """Messages whose count of retries went back, skipped one, or went beyond what they need."""
+    def forgotten_retries(self, *, late: bool = False) -> Sequence[str]:
+        """Messages whose count of retries went back, unless requests may be `late`, skipped one, or went beyond
+        what they need."""
         counts: dict[str, list[Arrival]] = {}
         for arrival in self.arrivals:
             counts.setdefault(arrival.message_id, []).append(arrival)
         return [
             message_id
             for message_id, arrivals in counts.items()
-            if not _counts_up([arrival.retried for arrival in arrivals], NEEDED.get(arrivals[0].kind, 0))
+            if not _counts_up(
+                sorted(arrival.retried for arrival in arrivals)
+                if late
+                else [arrival.retried for arrival in arrivals],
+                NEEDED.get(arrivals[0].kind, 0),
+            )
         ]
 
     def kinds(self) -> Counter[Kind]:

@@ -1,15 +1,15 @@
 """Publishers outside the relay, several at once, that remember what they were told."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence, Set
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 
 from tests.crash.ledger import ASKED, ASKED_BY_OTHERS, Kind, Ledger
 from tests.crash.ledger import body_of as body
-from tests.crash.node import TOKEN, Node
+from tests.crash.node import TOKEN
 
 #: One turn of every publisher through the kinds.
 MIXED = (
@@ -24,21 +24,44 @@ MIXED = (
 )
 _DELAYS = {Kind.DELAYED: "1s", Kind.DISTANT: "365d"}
 _PUBLISHERS = 16
-_PAUSE_S = 0.01
+PAUSE_S = 0.01
+#: What three nodes and a server on the same few cores have time for besides keeping their leases.
+LONG_PAUSE_S = 0.15
 _TURN_S = 0.05
 _PATIENCE_S = 20
 _BATCH = 3
 
 
+class Relay(Protocol):
+    """Where requests go: a node, or several."""
+
+    @property
+    def url(self) -> str: ...
+
+    async def answering(self) -> None: ...
+
+
 class Client:
     """A publisher's side of the API."""
 
-    def __init__(self, node: Node, ledger: Ledger, endpoint_url: str, session: aiohttp.ClientSession) -> None:
-        self._node = node
+    def __init__(
+        self,
+        relay: Relay,
+        ledger: Ledger,
+        endpoint_url: str,
+        session: aiohttp.ClientSession,
+        *,
+        numbers: Iterator[int] | None = None,
+    ) -> None:
+        self._relay = relay
         self._ledger = ledger
         self._endpoint_url = endpoint_url
         self._session = session
-        self._numbers = count()
+        self._numbers = numbers or count()
+
+    def at(self, relay: Relay) -> "Client":
+        """The same publisher, speaking to this one only."""
+        return Client(relay, self._ledger, self._endpoint_url, self._session, numbers=self._numbers)
 
     async def publish(self, kind: Kind = Kind.PLAIN, *, padding: int = 0) -> int | None:
         """Publish a new message once; the status, None without an answer. `padding` bytes are added to it."""
@@ -49,7 +72,7 @@ class Client:
         number = next(self._numbers)
         while (await self._publish(number, kind) or 503) == 503:
             await asyncio.sleep(_TURN_S)
-            await self._node.up.wait()
+            await self._relay.answering()
 
     async def publish_batch(self) -> int | None:
         numbers = [next(self._numbers) for _ in range(_BATCH)]
@@ -68,7 +91,7 @@ class Client:
     async def ask(self, method: str, path: str, **details: Any) -> tuple[int, Mapping[str, str], Any] | None:
         """Status, headers and JSON of an answer; None when there was none."""
         try:
-            async with self._session.request(method, self._node.url + path, **details) as response:
+            async with self._session.request(method, self._relay.url + path, **details) as response:
                 return response.status, response.headers, await response.json(content_type=None)
         except (aiohttp.ClientError, TimeoutError, ConnectionError):
             return None
@@ -80,7 +103,7 @@ class Client:
 
     async def metric(self, name: str) -> float:
         """One number of /metrics, its labels included in the name."""
-        async with self._session.get(self._node.url + "/metrics") as response:
+        async with self._session.get(self._relay.url + "/metrics") as response:
             lines = (await response.text()).splitlines()
         (value,) = (line.rpartition(" ")[2] for line in lines if line.startswith(f"{name} "))
         return float(value)
@@ -142,10 +165,13 @@ def a_session() -> aiohttp.ClientSession:
 class Load:
     """Many publishers at work from `begin` to `end`, through every death of the relay."""
 
-    def __init__(self, client: Client, node: Node, kinds: Sequence[Kind] = MIXED) -> None:
+    def __init__(
+        self, client: Client, relay: Relay, kinds: Sequence[Kind] = MIXED, *, pause_s: float = PAUSE_S
+    ) -> None:
         self._client = client
-        self._node = node
+        self._relay = relay
         self._kinds = kinds
+        self._pause_s = pause_s
         self._ending = asyncio.Event()
         self._publishers: list[asyncio.Task[None]] = []
 
@@ -162,7 +188,7 @@ class Load:
         for turn in count(offset):
             if self._ending.is_set():
                 return
-            await self._node.up.wait()
+            await self._relay.answering()
             kind = self._kinds[turn % len(self._kinds)]
             if kind is Kind.ONCE:
                 await self._client.publish_until_accepted(kind)
@@ -170,13 +196,15 @@ class Load:
                 await self._client.publish_batch()
             else:
                 await self._client.publish(kind)
-            await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(self._pause_s)
 
 
 def _headers(number: int, kind: Kind) -> dict[str, str]:
     headers = {"Upstash-Retries": str(ASKED.get(kind, ASKED_BY_OTHERS)), "Upstash-Retry-Delay": "500"}
     if kind in (Kind.ONCE, Kind.POISON):
         headers["Upstash-Deduplication-Id"] = f"once-{number}"
+    if kind is Kind.HUNG:
+        headers["Upstash-Timeout"] = "2s"
     if kind in _DELAYS:
         headers["Upstash-Delay"] = _DELAYS[kind]
     return headers

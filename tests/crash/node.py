@@ -39,6 +39,14 @@ class Node:
     def log(self) -> str:
         return (self.directory / "relay.log").read_text()
 
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
+
+    async def answering(self) -> None:
+        """Wait until there is a process that answers."""
+        await self.up.wait()
+
     async def serve(self, **environment: str) -> None:
         """Start the real command."""
         await self._start([COMMAND, "serve", "--port", "0", "--database", self.database], environment)
@@ -75,6 +83,15 @@ class Node:
 
     def signal(self, number: int) -> None:
         os.kill(self._running().pid, number)
+
+    def freeze(self) -> None:
+        """Nothing of it goes on until it thaws; publishers are sent elsewhere."""
+        self.signal(signal.SIGSTOP)
+        self.up.clear()
+
+    def thaw(self) -> None:
+        self.signal(signal.SIGCONT)
+        self.up.set()
 
     def limit_files(self, size: int | None) -> None:
         """From now on, writing a file beyond `size` fails, as on a broken disk; None lifts the limit."""

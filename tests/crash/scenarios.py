@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from tests.crash import kills, stops, ticks, trouble
+from tests import postgres_server
+from tests.crash import clocks, endpoints, kills, nodes, server, stops, ticks, trouble
 from tests.crash.doom import steps_of
 from tests.crash.world import Outcome, World, a_world
 
 #: From an empty directory to the URL of a database that nobody has used.
 BACKENDS: Mapping[str, Callable[[Path], str]] = {
     "sqlite": lambda directory: f"sqlite:///{directory}/relay.db",
+    "postgresql": lambda directory: postgres_server.url(),
 }
 
 #: What every message that is delivered goes through, and what some do.
@@ -20,17 +22,20 @@ ROAD = ("publish", "claim", "send", "settle", "bury")
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`backends` are those it can be played on: all, unless it needs a file."""
+    """`backends` are those it can be played on: all, unless it needs a file, or a server."""
 
     name: str
     run: Callable[[World], Awaitable[Outcome]]
     environment: Mapping[str, str] = field(default_factory=dict)
     backends: Sequence[str] = tuple(BACKENDS)
+    nodes: int = 1
 
 
 async def play(scenario: Scenario, directory: Path, backend: str) -> Outcome:
     """Play it in an empty directory; raises AssertionError when a promise was broken."""
-    async with a_world(directory, BACKENDS[backend](directory), scenario.environment) as world:
+    async with a_world(
+        directory, BACKENDS[backend](directory), scenario.environment, nodes=scenario.nodes
+    ) as world:
         return await scenario.run(world)
 
 
@@ -81,12 +86,125 @@ KILLED_IN_TROUBLE = Scenario(
 )
 
 
+#: One relay that several nodes make up needs a database they can share.
+_SHARED = ["postgresql"]
+_NODES = 3
+
+
+def one_killed_at(verb: str) -> Scenario:
+    return Scenario(
+        f"SIGKILL of one of {_NODES} at every step of {verb}",
+        partial(nodes.one_dies_at, steps=steps_of(verb, server=True)),
+        backends=_SHARED,
+        nodes=_NODES,
+    )
+
+
+def one_killed_at_random(rounds: int) -> Scenario:
+    return Scenario(
+        f"{rounds} times SIGKILL of one of {_NODES}",
+        partial(nodes.one_dies_at_random, rounds=rounds),
+        kills.SHORT_LEASE,
+        _SHARED,
+        _NODES,
+    )
+
+
+def all_killed_at_once(rounds: int) -> Scenario:
+    return Scenario(
+        f"{rounds} times SIGKILL of all {_NODES} at once",
+        partial(nodes.all_die_at_once, rounds=rounds),
+        kills.SHORT_LEASE,
+        _SHARED,
+        _NODES,
+    )
+
+
+def one_frozen_under_load(rounds: int) -> Scenario:
+    return Scenario(
+        f"{rounds} times SIGSTOP of one of {_NODES} under load",
+        partial(nodes.one_freezes_under_load, rounds=rounds),
+        backends=_SHARED,
+        nodes=_NODES,
+    )
+
+
+def sessions_terminated(rounds: int) -> Scenario:
+    return Scenario(
+        f"{rounds} times pg_terminate_backend of all",
+        partial(server.terminated, rounds=rounds),
+        backends=_SHARED,
+        nodes=2,
+    )
+
+
+def server_crashed(rounds: int) -> Scenario:
+    return Scenario(
+        f"{rounds} times SIGKILL of a backend",
+        partial(server.crashed, rounds=rounds),
+        backends=_SHARED,
+        nodes=2,
+    )
+
+
+def clock_set(trouble: str) -> Scenario:
+    return Scenario(f"clock an hour {trouble}, and back", partial(clocks.is_set, trouble=trouble), kills.LONG)
+
+
+def one_clock_set(trouble: str) -> Scenario:
+    return Scenario(
+        f"one clock of {_NODES} an hour {trouble}, and back",
+        partial(clocks.is_set, trouble=trouble),
+        kills.LONG,
+        _SHARED,
+        _NODES,
+    )
+
+
+def clock_set_between_ticks(trouble: str) -> Scenario:
+    return Scenario(
+        f"ticks, clock an hour {trouble}, and back",
+        partial(ticks.while_a_clock_is_set, trouble=trouble),
+        ticks.LONG_LEASE,
+    )
+
+
+def endpoints_misbehave(rounds: int) -> Scenario:
+    return Scenario(
+        f"endpoints hang, reset, answer late; {rounds} SIGKILL", partial(endpoints.misbehave, rounds=rounds)
+    )
+
+
+FIRING_TOGETHER = Scenario(
+    f"SIGKILL of one of {_NODES} at every step of a firing",
+    ticks.around_firings,
+    ticks.LONG_LEASE,
+    _SHARED,
+    _NODES,
+)
+ONE_FROZEN = Scenario(
+    f"SIGSTOP of one of {_NODES}, taken over, SIGCONT", nodes.one_freezes, backends=_SHARED, nodes=_NODES
+)
+ROLLING = Scenario(f"{_NODES} replaced one by one", nodes.rolling, backends=_SHARED, nodes=_NODES)
+CUT_OFF = Scenario(
+    f"one of {_NODES} cut off from its database", server.one_is_cut_off, backends=_SHARED, nodes=_NODES
+)
+SERVER_KILLED = Scenario("SIGKILL of PostgreSQL", server.killed, backends=_SHARED, nodes=2)
+SERVER_RESTARTED = Scenario("PostgreSQL restarted", server.restarted, backends=_SHARED, nodes=2)
+NETWORK_CUT = Scenario("network to PostgreSQL cut", server.cut, backends=_SHARED, nodes=2)
+NETWORK_SWALLOWS = Scenario(
+    "network to PostgreSQL swallows everything", server.swallowed, backends=_SHARED, nodes=2
+)
+NETWORK_SLOW = Scenario("network to PostgreSQL slow", server.slow, backends=_SHARED, nodes=2)
+
+
 def all_of(backend: str) -> Iterable[Scenario]:
     """In the order of the table, each step in a life of its own."""
+    shared = backend in _SHARED
     scenarios = [
-        *map(killed_on_the_road, steps_of(*ROAD)),
-        *map(killed_in_a_redrive, steps_of("redrive")),
-        *map(killed_while_handing_back, steps_of("hand_back")),
+        *map(killed_on_the_road, steps_of(*ROAD, server=shared)),
+        *map(killed_in_a_redrive, steps_of("redrive", server=shared)),
+        *map(killed_while_handing_back, steps_of("hand_back", server=shared)),
         FIRING,
         PRUNING,
         MIGRATING,
@@ -98,6 +216,11 @@ def all_of(backend: str) -> Iterable[Scenario]:
         restarted_under_load(5),
         FROZEN,
         frozen_under_load(5),
+        clock_set("ahead"),
+        clock_set("behind"),
+        clock_set_between_ticks("ahead"),
+        clock_set_between_ticks("behind"),
+        endpoints_misbehave(3),
         AWAY,
         AWAY_BEFORE_SIGNING,
         LOCKED,
@@ -105,5 +228,22 @@ def all_of(backend: str) -> Iterable[Scenario]:
         FULL,
         READONLY,
         KILLED_IN_TROUBLE,
+        *map(one_killed_at, ROAD),
+        FIRING_TOGETHER,
+        one_killed_at_random(3),
+        all_killed_at_once(5),
+        ROLLING,
+        ONE_FROZEN,
+        one_frozen_under_load(6),
+        CUT_OFF,
+        one_clock_set("ahead"),
+        one_clock_set("behind"),
+        SERVER_KILLED,
+        SERVER_RESTARTED,
+        server_crashed(5),
+        sessions_terminated(20),
+        NETWORK_CUT,
+        NETWORK_SWALLOWS,
+        NETWORK_SLOW,
     ]
     return [scenario for scenario in scenarios if backend in scenario.backends]

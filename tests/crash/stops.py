@@ -89,7 +89,6 @@ async def frozen(world: World) -> Outcome:
 
 async def frozen_under_load(world: World, *, rounds: int) -> Outcome:
     """SIGSTOP for longer than a lease and SIGCONT, while publishers go on: the relay takes over from itself."""
-    clock = FastClock(world.node.epoch, RATE)
     await world.node.doom(rate=RATE, RELAY_LEASE="3s")
     world.load.begin()
     for _ in range(rounds):
@@ -97,12 +96,18 @@ async def frozen_under_load(world: World, *, rounds: int) -> Outcome:
         await until(lambda before=before: len(world.ledger.promises) > before + 50, "little is accepted")
         world.node.signal(signal.SIGSTOP)
         world.interrupted()
-        awake_at = clock.now() + 2 * _LEASE_MS
-        await until(lambda awake_at=awake_at: clock.now() > awake_at, "time stands still")
+        await two_leases(world)
         world.node.signal(signal.SIGCONT)
     await world.load.end()
     await world.settled()
     return await world.judge()
+
+
+async def two_leases(world: World) -> None:
+    """Wait for twice as long as a lease of 3 s lasts by the clock of a doomed relay."""
+    clock = FastClock(world.node.epoch, RATE)
+    until_at = clock.now() + 2 * _LEASE_MS
+    await until(lambda: clock.now() > until_at, "time stands still")
 
 
 async def _hold(world: World, count: int) -> None:

@@ -34,16 +34,16 @@ async def test_a_delivery_that_cannot_be_signed_for_want_of_storage_is_not_a_fai
 
 @pytest.mark.parametrize("trouble", [LOCKED, UNWRITABLE, FULL, READONLY], ids=lambda trouble: trouble.name)
 async def test_a_file_in_trouble_refuses_publishes_and_costs_nothing_else(
-    played_on_a_file: Play, trouble: Scenario
+    played: Play, trouble: Scenario
 ) -> None:
-    outcome = await played_on_a_file(trouble)
+    outcome = await played(trouble)
     assert (outcome.accepted, outcome.lost, outcome.doubled) == (50, 0, 0)
 
 
 async def test_killed_while_nothing_can_be_written_the_relay_has_all_it_accepted(
-    played_on_a_file: Play,
+    played: Play,
 ) -> None:
-    outcome = await played_on_a_file(KILLED_IN_TROUBLE)
+    outcome = await played(KILLED_IN_TROUBLE)
     assert outcome.accepted > 50
     assert outcome.lost == 0
 

@@ -1,12 +1,12 @@
 """Scenarios about schedules: relays die around every firing while minutes pass in a fifth of a second."""
 
+import signal
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
 from relay.domain.schedule import MAX_RECORDED_SKIPS, Run, RunOutcome
 from tests.crash import aftermath
-from tests.crash.doom import steps_of
 from tests.crash.waiting import until
 from tests.crash.world import Outcome, World
 
@@ -20,24 +20,54 @@ _LAST_MINUTES = 10
 
 
 async def around_firings(world: World) -> Outcome:
-    """Three schedules tick every minute, one for each way to catch up."""
+    """Three schedules tick every minute, one for each way to catch up; one node dies, others fire along with it."""
     node, endpoint = world.node, world.endpoint
-    await node.doom(rate=RATE)
+    for one in world.fleet.nodes:
+        await one.doom(rate=RATE)
     for catch_up in _CATCH_UP:
         await _create(world, catch_up)
     await until(lambda: set(endpoint.scheduled) == set(_CATCH_UP), "not every schedule fires")
     assert await node.stop() == 0
-    for step in steps_of("fire"):
+    for step in world.steps_of("fire"):
         # The fifth firing: all three have fired, and it is in the middle of the next minute's.
         await node.doom("--at", step, "--nth", "5", rate=RATE)
         await world.dead()
     await node.doom(rate=RATE)
     world.interrupted()
-    seen = len(endpoint.scheduled["none"])
-    await until(lambda: len(endpoint.scheduled["none"]) >= seen + _LAST_MINUTES, "minutes do not pass")
-    assert await node.stop() == 0
+    await _minutes_pass(world)
+    return await _judge(world)
+
+
+async def while_a_clock_is_set(world: World, *, trouble: str) -> Outcome:
+    """Somebody sets the clock of the first node by an hour, and an hour or so later back."""
+    node, *others = world.fleet.nodes
+    await node.doom("--trouble", trouble, rate=RATE)
+    for other in others:
+        await other.doom(rate=RATE)
+    for catch_up in _CATCH_UP:
+        await _create(world, catch_up)
+    await until(lambda: set(world.endpoint.scheduled) == set(_CATCH_UP), "not every schedule fires")
+    node.signal(signal.SIGUSR1)
+    await until(lambda: "trouble.began" in node.log, "the clock was not set")
+    await _minutes_pass(world)
+    node.signal(signal.SIGUSR2)
+    await until(lambda: "trouble.ended" in node.log, "the clock was not set back")
+    await _minutes_pass(world)
+    return await _judge(world)
+
+
+async def _minutes_pass(world: World) -> None:
+    scheduled = world.endpoint.scheduled["none"]
+    seen = len(scheduled)
+    await until(lambda: len(scheduled) >= seen + _LAST_MINUTES, "minutes do not pass")
+
+
+async def _judge(world: World) -> Outcome:
+    """Every tick by the relay's own record, and by what arrived."""
+    endpoint = world.endpoint
+    await world.stopped()
     # A clock that is not hurried delivers what was fired just before the stop, and fires nothing more.
-    found = await aftermath.examine(node.database)
+    found = await aftermath.examine(world.node.database)
     problems = list(found.problems)
     for catch_up in _CATCH_UP:
         arrived = Counter(endpoint.scheduled[catch_up])

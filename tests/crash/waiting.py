@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-PATIENCE_S = 60
+PATIENCE_S = 120
 
 
 async def until(

@@ -11,9 +11,9 @@ from storage.sqlite.driver import Connection
 from tests.crash.doom import Doom
 
 #: By what a verb is recognised in the middle of its transaction: the first statement only it makes.
-_SIGNS = {
+SIGNS = {
     "publish": re.compile("INSERT INTO deliveries "),
-    "claim": re.compile(r"UPDATE deliveries SET state = 2, claim_no = claim_no \+ 1"),
+    "claim": re.compile(r"UPDATE deliveries (d )?SET state = 2, claim_no = (d\.)?claim_no \+ 1"),
     "settle": re.compile(r"DELETE FROM deliveries |SET state = j\.state"),
     "bury": re.compile("INSERT INTO dead_letters "),
     "hand_back": re.compile(r"SET state = j\.state"),
@@ -85,7 +85,7 @@ class _Watched:
         self._connection.close()
 
     def _recognise(self, text: str) -> None:
-        for verb, sign in _SIGNS.items():
+        for verb, sign in SIGNS.items():
             if sign.search(text) and (verb == "migrate" or self._doom.is_going_on(verb)):
                 self._verbs.append(verb)
                 self._doom.reached(verb, "writing")

@@ -265,7 +265,7 @@ def expected_ticks(schedule: Schedule, ticks: Sequence[int], now: int, grace_ms:
         return on_time
     if schedule.catch_up is CatchUp.LAST or schedule.overlap is Overlap.SKIP:
         return on_time or missed[-1:]
-    return (missed + on_time)[-MAX_CATCH_UP_RUNS:]
+    return [tick for tick in ticks if now - tick <= max(grace_ms, MINUTE)][-MAX_CATCH_UP_RUNS:]
 
 
 @given(

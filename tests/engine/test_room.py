@@ -64,3 +64,27 @@ def test_nothing_is_free_without_bytes() -> None:
     room = Room(slots=10, max_bytes=1_000)
     room.enter(A, 1_000)
     assert (room.free, room.left_for(C)) == (0, 0)
+
+
+def test_a_crowd_is_light_while_it_has_a_small_part_of_what_it_may_have() -> None:
+    room = Room(slots=1_000, max_bytes=1 << 30)
+    light = 0
+    while room.is_light(A):
+        room.enter(A, 1)
+        light += 1
+    assert light == 46
+    assert room.is_light(C)
+
+
+def test_a_crowd_is_heavy_when_it_has_more_than_half_of_what_it_may_have() -> None:
+    room = Room(slots=1_000, max_bytes=1 << 30)
+    while not room.is_heavy(A):
+        room.enter(A, 1)
+    assert room.left_for(A) < 500 - room.left_for(A)
+    assert not room.is_heavy(C)
+
+
+def test_nobody_is_light_where_nothing_is_free() -> None:
+    room = Room(slots=10, max_bytes=1_000)
+    room.enter(A, 1_000)
+    assert not room.is_light(C)
