@@ -37,7 +37,6 @@ _CALLBACK = "https://example.com/callback"
 #: The most that may be in flight: of queues counting what has begun and is not finished, of keys attempts.
 _LANES = {"one": 1, "some": 3}
 _SLOTS = {"two": 2, "some": 3}
-_TENANT_SLOTS = 6
 
 
 @pytest.fixture
@@ -89,8 +88,10 @@ class Hammer:
     has to count them. Time moves with what is done, and by more when there is nothing to do.
     """
 
-    def __init__(self, nodes: Sequence[Storage], seed: int) -> None:
+    def __init__(self, nodes: Sequence[Storage], seed: int, limit: int | None) -> None:
         self.nodes = nodes
+        #: What the tenant may have in flight.
+        self.limit = limit
         self.chance = random.Random(seed)
         self.now = NOW
         self.living: dict[int, Message] = {}
@@ -304,7 +305,7 @@ class Hammer:
         )
         assert all(attempts[key] <= slots for key, slots in _SLOTS.items()), attempts
         flying = [id_ for id_, (_, until) in self.flying.items() if until > now or id_ not in lost]
-        assert len(flying) <= _TENANT_SLOTS
+        assert self.limit is None or len(flying) <= self.limit
         self.most = max(self.most, len(flying))
 
     def look_back(self) -> None:
@@ -318,19 +319,19 @@ class Hammer:
             called, returned = self.accepted[id_]
             assert latest < returned, "somebody was overtaken who had been accepted before"
             latest = max(latest, called)
-        assert self.most == _TENANT_SLOTS
+        assert self.limit is None or self.most == self.limit
         assert len(once) > 3
         assert len(thrice) > 3
         assert len(self.in_order) > 10
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(("seed", "limit"), [(1, None), (2, None), (3, 3)])
 async def test_three_nodes_at_the_same_gates_exceed_no_limit_forget_nobody_and_never_deadlock(
-    nodes: Sequence[Storage], database: Any, seed: int
+    nodes: Sequence[Storage], database: Any, seed: int, limit: int | None
 ) -> None:
     await nodes[0].put_tenant(Tenant(id=TENANT, user_id="t", current_key="a", next_key="b"), now=NOW)
-    await nodes[0].put_limits(TENANT, TenantLimits(max_parallelism=_TENANT_SLOTS), now=NOW)
-    hammer = Hammer(nodes, seed)
+    await nodes[0].put_limits(TENANT, TenantLimits(max_parallelism=limit), now=NOW)
+    hammer = Hammer(nodes, seed, limit)
     await hammer.run()
     hammer.look_back()
     assert (await nodes[2].claim(TERMS, now=hammer.now + _LEASE_MS)).claims == []
