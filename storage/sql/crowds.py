@@ -35,18 +35,21 @@ _INSERT = Bulk(
     "(?, ?, ?, 0, ?, ?, ?, 0, 0, 0)",
 )
 _TYPED_LEASE = "(CAST(? AS bigint), CAST(? AS bigint), CAST(? AS bigint))"
+#: Who took over a lost lease may have a permit with it: then it stays as it is, too.
 _LEASED = Bulk(
     "WITH k (tenant, id, claim_no) AS (",
     _TYPED_LEASE,
     f""") SELECT d.tenant, d.id, d.claimed_at FROM k CROSS JOIN deliveries d
     WHERE d.tenant = k.tenant AND d.id = k.id AND d.claim_no = k.claim_no AND d.state = {ACTIVE}
-    AND d.cancel_requested = 0 /*FOR UPDATE OF d SKIP LOCKED*/""",
+    AND d.cancel_requested = 0
+    AND NOT EXISTS (SELECT 1 FROM gated v WHERE v.tenant = d.tenant AND v.id = d.id)
+    /*FOR UPDATE OF d SKIP LOCKED*/""",
 )
 #: What becomes of a delivery that is set aside.
 STANDS_ASIDE = (
     f"state = CASE WHEN retried = 0 THEN {CREATED} ELSE {RETRY} END, due_at = NULL, claimed_at = NULL"
 )
-_ASIDE = Bulk(
+ASIDE = Bulk(
     f"UPDATE deliveries SET {STANDS_ASIDE} WHERE (tenant, id) IN (",
     "(CAST(? AS bigint), CAST(? AS bigint))",
     ")",
@@ -96,7 +99,7 @@ def set_aside(
         held = yield from read(
             _LEASED, [(lease.tenant, lease.message_id, lease.claim_no) for lease in leases]
         )
-        yield from write(_ASIDE, [row[:2] for row in held])
+        yield from write(ASIDE, [row[:2] for row in held])
         yield from write(_INSERT, [_row(tenant, id_, gate.id, at) for tenant, id_, at in held])
         moved = {id_ for _, id_, _ in held}
         stayed += [lease.message_id for lease in leases if lease.message_id not in moved]
