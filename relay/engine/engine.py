@@ -42,8 +42,6 @@ _LAST_CHANCE_TAKEN_MS = 5_000
 _LAST_CHANCES_APART_MS = 1_000
 #: When a delivery that could not be signed, because storage did not answer, is due again.
 _POSTPONED_PAUSE_MS = 1_000
-#: When a message that has a lane of its queue tries again, because its host has its share of the room.
-_QUEUED_PAUSE_MS = 1_000
 #: When a message that has the permit of a key, and could have none of its tenant, tries again.
 _NO_PERMIT_PAUSE_MS = 1_000
 #: Bookkeeping of one claim besides its body, for the byte budget.
@@ -319,7 +317,7 @@ class Engine:
                 continue
             crowd = crowd_of(message)
             if crowd not in left:
-                left[crowd] = self._room.left_for(crowd) or (0 if self._room.holds(crowd) else None)
+                left[crowd] = self._room.left_for(crowd) or (0 if self._room.is_full_for(crowd) else None)
             share = left[crowd]
             if share:
                 left[crowd] = share - 1
@@ -351,17 +349,10 @@ class Engine:
             if taken and is_last_chance(claim):
                 self._start(claim, now, postponed_to=due_at)
                 due_at += _LAST_CHANCES_APART_MS
-            elif (
-                claim.message.flow
-                or claim.permit
-                or not self._room.holds(crowd)
-                or self._room.left_for(crowd)
-            ):
+            elif claim.message.flow or claim.permit or self._room.left_for(crowd):
                 # Who has a permit uses it now: it counts from now.
                 taken = taken or is_last_chance(claim)
                 self._start(claim, now)
-            elif is_gated(claim.message):
-                self._start(claim, now, postponed_to=now + _QUEUED_PAUSE_MS)
             else:
                 surplus.setdefault(crowd, []).append(claim)
         if more:

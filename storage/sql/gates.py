@@ -45,8 +45,10 @@ from storage.protocol import FlowKey
 from storage.sql.script import Bulk, Collision, Parameters, Query, Script, read, slices, write
 
 #: Gates that one claim looks at, and messages that take a lane of one queue in it.
-MOST_GATES = 64
+MOST_GATES = 200
 _LANES = 100
+#: How long a key rests of whose first in line nobody has a share of the room.
+_REST_MS = 2_000
 _SLICE = 500
 
 #: No delivery in flight is due later than this from now, however the lease is configured.
@@ -105,13 +107,15 @@ STAND = Bulk(
     SET eligible_at = j.eligible_at, waits_at = j.waits_at, place = j.place, has_slot = j.has_slot, owner = j.owner
     FROM j WHERE gated.tenant = j.tenant AND gated.id = j.id""",
 )
-#: What is finished has left its key, and holds nothing of its tenant.
+#: What is finished has left its key and its crowd, waits nowhere, and holds nothing of its tenant.
 _OWE = Bulk(
     "WITH j (tenant, id, callbacks, finished) AS (",
     _typed("tenant, id, callbacks, finished"),
     """) UPDATE gated
     SET callbacks = j.callbacks, finished = j.finished,
-        flow = CASE WHEN j.finished = 0 THEN flow END, owner = CASE WHEN j.finished = 0 THEN owner END
+        flow = CASE WHEN j.finished = 0 THEN flow END, owner = CASE WHEN j.finished = 0 THEN owner END,
+        crowd = CASE WHEN j.finished = 0 THEN crowd END,
+        waits_at = CASE WHEN j.finished = 0 THEN waits_at END, place = CASE WHEN j.finished = 0 THEN place END
     FROM j WHERE gated.tenant = j.tenant AND gated.id = j.id""",
 )
 _DUE = Bulk(
@@ -226,6 +230,8 @@ def settled(rests: Sequence[Rest], reported: Sequence[Member], now: int) -> Scri
             finished = rest.eligible_at is None
             if owner is not None:
                 gates[owner] = left(gates[owner] if waits_at == owner else freed(gates[owner]), now)
+            if crowd is not None:
+                gates[crowd] = left(gates[crowd], now)
             if flow is not None:
                 if rest.attempted:
                     gates[flow] = freed(gates[flow])
@@ -243,8 +249,6 @@ def settled(rests: Sequence[Rest], reported: Sequence[Member], now: int) -> Scri
                 owing.append((tenant, id_, owed, int(finished)))
             continue
         gone.append((tenant, id_))
-        if crowd is not None:
-            gates[crowd] = left(gates[crowd], now)
         if queue is not None:
             if has_slot:
                 gates[queue] = freed(gates[queue])
@@ -353,7 +357,8 @@ def give_permits(
     wants = shares([permits(key, now) for key in keys], room)
     line = yield from lines({key.id: want for key, want in zip(keys, wants, strict=True)}, now)
     first = [one for waiters in line.values() for one in waiters]
-    able = _permitted(fitting(first, room_for), owners, now)
+    fit = fitting(first, room_for)
+    able = _permitted(fit, owners, now)
     passing = within(able, max_bytes)
     gates: dict[GateId, Gate] = {}
     for key in keys:
@@ -368,8 +373,11 @@ def give_permits(
         STAND,
         [(one.tenant, one.id, one.eligible_at, None, None, one.has_slot, one.owner) for one in passing],
     )
-    yield from save(gates.values(), now)
-    return passing, len(able) < len(first)
+    # A key of which nobody fits is left in peace for a while: there may be very many, and others come after them.
+    rest = {one.gate for one in first} - {one.gate for one in fit}
+    yield from save(gates.values(), now, rest=rest)
+    # Behind so many there may be more.
+    return passing, len(able) < len(first) and len(keys) < MOST_GATES
 
 
 def _owners(gates: Sequence[Gate]) -> Script[dict[TenantId, Gate | None]]:
@@ -731,13 +739,17 @@ def _changed(gate: Gate, now: int) -> Script[int | None]:
     return (yield from save(gates.values(), now))
 
 
-def save(gates: Iterable[Gate], now: int) -> Script[int | None]:
-    """Write gates, and when each of them opens; the earliest of these instants. A deleted queue goes when the last
-    of its messages has gone."""
+def save(gates: Iterable[Gate], now: int, *, rest: Collection[GateId] = ()) -> Script[int | None]:
+    """Write gates, and when each of them opens, those of `rest` not for `_REST_MS`; the earliest of these instants.
+    A deleted queue goes when the last of its messages has gone."""
     gates = list(gates)
     rows = yield from read(FIRSTS, [(gate.id,) for gate in gates])
     firsts: dict[int, int | None] = {row[0]: row[1] for row in rows}
-    openings = [opens_at(gate, firsts[gate.id], now) for gate in gates]
+    openings = [
+        opening if opening is None or gate.id not in rest else max(opening, now + _REST_MS)
+        for gate in gates
+        for opening in (opens_at(gate, firsts[gate.id], now),)
+    ]
     yield from write(
         _SAVE, [(*gate_row(gate), opening) for gate, opening in zip(gates, openings, strict=True)]
     )

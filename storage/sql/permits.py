@@ -16,7 +16,7 @@ from relay.domain.gates import Gate, GateKind, joined, limited, permits
 from relay.domain.message import MessageId, TenantId
 from storage.codec import ACTIVE
 from storage.protocol import Permits
-from storage.sql.crowds import ASIDE
+from storage.sql.crowds import ASIDE, not_started
 from storage.sql.gates import FIRSTS, OF, STAND, Key, Member, ensure, held_gates, save
 from storage.sql.script import Bulk, Parameters, Query, Script, read, write
 
@@ -93,6 +93,9 @@ def ask(leases: Sequence[Lease], *, now: int, sift: int) -> Script[tuple[Permits
         owners[tenant] = gate = joined(owners[tenant], 1, now)
         waiting.append((tenant, id_))
         fresh.append((tenant, id_, gate.id, due_at, gate.id, due_at))
+    yield from not_started(
+        [(id_, claimed[tenant, id_]) for tenant, id_ in waiting if (tenant, id_) in claimed]
+    )
     yield from write(ASIDE, waiting)
     yield from write(STAND, standing)
     yield from write(_INSERT, fresh)

@@ -1128,3 +1128,23 @@ def test_no_interleaving_exceeds_a_limit_or_forgets_anybody(backend: str) -> Non
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+async def test_a_message_that_waits_at_its_key_while_its_callback_is_out_can_be_canceled(
+    storage: Storage,
+) -> None:
+    message = a_message(queue="q", flow=ONE_AT_A_TIME, callback=Callback(url=URL))
+    await accept(storage, message)
+    (claim,) = await take(storage)
+    attempt = an_attempt(started_at=NOW, status=500)
+    assert await storage.settle([settle(claim, attempt, next_id=next_id)]) == []
+    assert await storage.cancel(TENANT, Selection(message_ids=(message.id,)), limit=None, now=NOW) == [
+        message.id
+    ]
+    assert (await queue(storage)).held == 1
+    assert (await key(storage)).gate.members == 0
+    (report,) = await take(storage, now=NOW + 10)
+    assert report.message.origin.source == message.id
+    assert await end(storage, [report], 200, NOW) == []
+    gate = await queue(storage)
+    assert (gate.held, gate.members) == (0, 0)

@@ -314,7 +314,7 @@ async def all_is_over(storage: Storage, clock: FakeClock, engine: Engine) -> Non
         clock.advance(500)
 
 
-@pytest.mark.parametrize("slots", [1_000, 5])
+@pytest.mark.parametrize("slots", [1_000, 8])
 async def test_a_tenant_is_never_beyond_its_limit_under_failures_workers_that_vanish_and_changing_limits(
     storage: Storage, slots: int
 ) -> None:
