@@ -150,6 +150,8 @@ class Engine:
         self._emptied.set()
         self._sleeping_until = 0
         self.last_progress_at = clock.now()
+        #: When a publish was refused last, and why; None once one has gone through since.
+        self.refused: tuple[int, str] | None = None
         #: Whether storage has answered a claim since the start.
         self.has_looked = False
         storage.on_work(self.wake)
@@ -166,9 +168,11 @@ class Engine:
         terms = self._terms_for(messages, now)
         try:
             published = await self._storage.publish(messages, now=now, claim=terms)
+            self.refused = None
             for claim in published.claims:
                 self._start(claim, now)
-        except Unavailable:
+        except Unavailable as reason:
+            self.refused = (self._clock.now(), str(reason))
             self._metrics.storage_errors.labels("publish").inc()
             raise
         finally:
