@@ -18,7 +18,7 @@ from storage.codec import ACTIVE
 from storage.protocol import Permits
 from storage.sql.crowds import ASIDE, not_started
 from storage.sql.gates import FIRSTS, OF, STAND, Key, Member, ensure, held_gates, save
-from storage.sql.script import Bulk, Parameters, Query, Script, read, write
+from storage.sql.script import Bulk, Collision, Parameters, Query, Script, read, write
 
 _INSERT = Bulk(
     "INSERT INTO gated (tenant, id, owner, seq, eligible_at, waits_at, place, callbacks, has_slot, finished)",
@@ -38,8 +38,11 @@ def limit(tenant: TenantId, parallelism: int | None, now: int) -> Script[None]:
     key = (tenant, GateKind.TENANT, "")
     if parallelism is not None:
         yield from ensure({key: now})
-    for gate in (yield from held_gates([key])).values():
-        yield from save([limited(gate, parallelism, now)], now)
+    found = yield from held_gates([key])
+    if parallelism is not None and not found:
+        # Somebody has just forgotten it, because it had been of no use for long.
+        raise Collision
+    yield from save([limited(gate, parallelism, now) for gate in found.values()], now)
 
 
 def ask(leases: Sequence[Lease], *, now: int, sift: int) -> Script[tuple[Permits, int | None]]:
