@@ -125,9 +125,9 @@ async def production(
 ) -> Credentials:
     """The one account of a relay with a single tenant, made on the first start.
 
-    The configuration says which tokens exist: a configured one replaces all others at once, one that was taken
-    out of the configuration stops working, and without a configured full token there is a generated one, unless
-    an operator has revoked that and issued another. Tokens that an operator issued are left alone. Configured keys
+    A configured token replaces at once whatever earlier starts let in. Without one, whoever has a token keeps it: a
+    start that lost its environment must not shut out the clients of all nodes. Only where nobody has a full token
+    that works one is generated. Tokens that an operator issued are left alone by every start. Configured keys
     are taken over when they are new to this database; while the configuration stays as it is, a rotation by the
     API is what counts. Killed half-way, the next start does the rest. Of several starts at once one makes the
     account, and all go on with that. A generated token is not valid before `to_tell`.
@@ -153,16 +153,13 @@ async def production(
             )
             await catalog.put_tenant(tenant, now=now)
             await catalog.put_setting("configured_keys", configured)
-    await _only(catalog, config.readonly_token, Principal(tenant=tenant.id, read_only=True), now=now)
+    if config.readonly_token is not None:
+        await _only(catalog, config.readonly_token, Principal(tenant=tenant.id, read_only=True), now=now)
     told = None
     if config.token is not None:
         await _only(catalog, config.token, Principal(tenant=tenant.id), now=now)
-    else:
-        generated = await _generated(catalog, await catalog.setting(_GENERATED))
-        if generated is not None or await _has_issued(catalog, tenant.id, now=now):
-            await catalog.delete_tokens(tenant.id, read_only=False, keep=generated)
-        else:
-            told = make_token(tenant.user_id, fresh_name(""))
+    elif not await _somebody_may_write(catalog, tenant.id, now=now):
+        told = make_token(tenant.user_id, fresh_name(""))
     return Credentials(
         token=told,
         current_key=tenant.current_key,
@@ -180,10 +177,14 @@ async def _generated(catalog: Catalog, setting: str | None) -> bytes | None:
     return bytes.fromhex(setting)
 
 
-async def _has_issued(catalog: Store, tenant: TenantId, *, now: int) -> bool:
-    """Whether an operator has issued a full token that still works."""
+async def _somebody_may_write(catalog: Store, tenant: TenantId, *, now: int) -> bool:
+    """Whether somebody has a full token that works: any but one that was made and never told."""
+    telling = await catalog.setting(_TELLING)
+    untold = None if telling == await catalog.setting(_GENERATED) else telling
     return any(
-        token.issued and not token.read_only and (token.expires_at is None or now < token.expires_at)
+        not token.read_only
+        and (token.expires_at is None or now < token.expires_at)
+        and token.hash.hex() != untold
         for token in await catalog.tokens(tenant)
     )
 

@@ -35,11 +35,13 @@ async def named(accounts: Accounts, name: str) -> Tenant:
     raise NotFound(f"tenant {quoted(name)}")
 
 
-async def change_limits(accounts: Accounts, name: str, values: Mapping[str, int | None]) -> Tenant:
+async def change_limits(
+    accounts: Accounts, name: str, values: Mapping[str, int | None], *, now: int
+) -> Tenant:
     """Set the fields of `TenantLimits` that are named, and leave the others. Raises `NotFound`."""
     tenant = await named(accounts, name)
     limits = structs.replace(tenant.limits, **values)
-    await accounts.put_limits(tenant.id, limits)
+    await accounts.put_limits(tenant.id, limits, now=now)
     return structs.replace(tenant, limits=limits)
 
 

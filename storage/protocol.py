@@ -44,6 +44,14 @@ class ClaimTerms(Struct, frozen=True, kw_only=True):
     aside: Collection[MessageId] = ()
 
 
+class Permits(Struct, frozen=True, kw_only=True):
+    """Who may be attempted now, and who waits for a permit of the tenant, without a lease; all others stay as they
+    are."""
+
+    granted: Collection[MessageId]
+    waiting: Collection[MessageId]
+
+
 class Receipt(Struct, frozen=True, kw_only=True):
     """What became of one published message. When `deduplicated`, `message_id` is the earlier message's."""
 
@@ -197,6 +205,16 @@ class Work(Protocol):
         among the first `limit` that are due. Claims take them from there as their `shares` allow."""
         ...
 
+    async def ask_permits(self, leases: Sequence[Lease], *, now: int, sift: int) -> Permits:
+        """Ask for a permit of its tenant for each of the deliveries; one without a limit gives them to all. It is
+        held until the settlement of the claim, or of a later one after its lease was lost.
+
+        Who cannot have one waits in line, and comes with a claim that says `permit`; others of the same tenants
+        among the first `sift` that are due go along. Who has the permit of a key never waits: he stays as he is,
+        like those whose lease is not held or that are to be cancelled. A claim gives both permits or neither.
+        """
+        ...
+
     def on_work(self, wake: Callable[[int], None]) -> None:
         """Call `wake(due_at)` on the event loop after a commit that made something due: a hint, may be missed."""
         ...
@@ -321,7 +339,7 @@ class Gates(Protocol):
         ...
 
     async def in_flight(self, tenant: TenantId, *, now: int) -> int:
-        """How many deliveries of the tenant are being attempted now, by whomever."""
+        """How many deliveries of the tenant are being attempted now, by whomever; with a limit: have a permit."""
         ...
 
 
@@ -389,8 +407,9 @@ class Accounts(Protocol):
         """None, and nothing written, when there is one of that name. Its number was never another's."""
         ...
 
-    async def put_limits(self, tenant: TenantId, limits: TenantLimits) -> bool:
-        """Replace the limits of a tenant. False: no such tenant."""
+    async def put_limits(self, tenant: TenantId, limits: TenantLimits, *, now: int) -> bool:
+        """Replace the limits of a tenant. False: no such tenant. From then on no permit is given that would exceed
+        `max_parallelism`."""
         ...
 
     async def put_signed_by(self, tenant: TenantId, signed_by: SignedBy) -> bool:

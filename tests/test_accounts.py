@@ -254,16 +254,15 @@ async def test_a_generated_token_that_was_revoked_is_replaced_unless_another_was
     assert [token.issued for token in await storage.tokens(DEFAULT_TENANT)] == [True] * 3
 
 
-async def test_a_token_is_told_again_once_the_configuration_has_replaced_the_one_that_was(
-    storage: Storage,
-) -> None:
+async def test_a_token_that_the_configuration_replaced_is_not_made_again_without_it(storage: Storage) -> None:
     first = await start(storage)
     await remember_shown(storage, first)
     await start(storage, Config(token=TOKEN))
     again = await start(storage)
-    assert again.token is not None
-    assert await may_speak(storage, again.token)
-    assert not await may_speak(storage, TOKEN)
+    assert again.token is None
+    assert first.token is not None
+    assert not await may_speak(storage, first.token)
+    assert await may_speak(storage, TOKEN)
 
 
 async def test_keys_made_for_a_configured_token_are_said_to_be_untold_once(storage: Storage) -> None:
@@ -288,15 +287,15 @@ async def test_keys_that_are_printed_are_no_untold_ones(storage: Storage) -> Non
     assert not (await start(storage)).untold_keys
 
 
-async def test_a_token_taken_out_of_the_configuration_stops_working(storage: Storage) -> None:
+async def test_a_start_that_has_lost_its_configuration_shuts_nobody_out(storage: Storage) -> None:
     await start(storage, Config(token=TOKEN, readonly_token=READER))
     reader = await storage.principal(token_hash(READER))
     assert reader is not None
     assert reader.read_only
     after = await start(storage)
-    assert after.token is not None
-    assert not await may_speak(storage, TOKEN)
-    assert not await may_speak(storage, READER)
+    assert after.token is None
+    assert await may_speak(storage, TOKEN)
+    assert await may_speak(storage, READER)
 
 
 async def test_configured_keys_are_taken_over_when_they_are_new(storage: Storage) -> None:

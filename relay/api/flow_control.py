@@ -72,7 +72,7 @@ async def reset_rate(services: Services, caller: Caller, request: web.Request) -
 
 async def in_flight(services: Services, caller: Caller, request: web.Request) -> Answer:
     count = await services.storage.in_flight(caller.tenant, now=services.clock.now())
-    return json_answer({"parallelismMax": services.limits.max_parallelism, "parallelismCount": count})
+    return json_answer({"parallelismMax": caller.limits.max_parallelism, "parallelismCount": count})
 
 
 async def _change(

@@ -1,13 +1,13 @@
 """What the log says about requests that were refused: which rule said no.
 
 A line has the request's id, which its client was told, and names the rule and the header or parameter. It has no
-values: those can be secrets, and the client knows them.
+values: those can be secrets, and the client knows them. Of storage that does not answer it says why.
 """
 
 from collections.abc import Mapping
 
 from relay.clock import Clock
-from relay.domain.errors import Invalid, RelayError
+from relay.domain.errors import Invalid, RelayError, Unavailable
 from relay.log import Log
 
 #: Whoever has no token can be refused as often as they like, and must not fill a disk with it.
@@ -34,7 +34,9 @@ class Refusals:
             return
         self._written += 1
         untold, self._untold = self._untold, 0
-        self._log.info(
+        # That storage does not answer is no doing of the client's: somebody should look.
+        write = self._log.warning if isinstance(rule, Unavailable) else self._log.info
+        write(
             "request.refused",
             request_id=request_id,
             status=status,
@@ -48,4 +50,6 @@ def _named(rule: str | RelayError) -> Mapping[str, str]:
     if isinstance(rule, str):
         return {"rule": rule}
     named = {"rule": type(rule).__name__}
+    if isinstance(rule, Unavailable):
+        return {**named, "reason": str(rule)}
     return {**named, "field": rule.field} if isinstance(rule, Invalid) else named

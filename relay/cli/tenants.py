@@ -22,9 +22,16 @@ _LIMITS = {
         "bytes of one message body, at most what RELAY_MAX_IN_FLIGHT_BYTES says; beyond it: 413",
     ),
     "max_retries": ("5", "retries a message may ask for; beyond it: 412"),
+    "max_parallelism": (
+        "50",
+        "deliveries in flight at once, on all nodes together; what is due beyond it waits",
+    ),
     "log_retention_ms": ("3d", "how long history and finished messages stay readable (at least 10m)"),
     "dlq_retention_ms": ("30d", "how long dead letters stay"),
 }
+
+#: The relay's own setting, where that has another name: there it is what one node has room for.
+_SETTINGS = {"max_parallelism": "max_in_flight"}
 
 #: The rule first.
 _SCHEMES = ("qstash", "standard", "both")
@@ -46,18 +53,20 @@ def register(commands: Commands) -> None:
         "set",
         "set limits of an account, and how its deliveries are signed",
         _set,
-        details="They count for what is asked for from then on; what was accepted before goes on. The word\n"
-        f"default takes a limit back: then the relay's own counts.\n\n{BESIDE}",
+        details="They count for what is asked for from then on; what was accepted before goes on, but for\n"
+        "--max-parallelism: that holds, seconds later, for all that is not in flight yet. The word default\n"
+        f"takes a limit back: then the relay's own counts.\n\n{BESIDE}",
     )
-    for field, (example, meaning) in _LIMITS.items():
-        change.add_argument(
-            _flag(field),
-            dest=field,
-            type=_reader(field),
-            default=argparse.SUPPRESS,
-            metavar=example,
-            help=meaning,
-        )
+    for parser in (create, change):
+        for field, (example, meaning) in _LIMITS.items():
+            parser.add_argument(
+                _flag(field),
+                dest=field,
+                type=_reader(field),
+                default=argparse.SUPPRESS,
+                metavar=example,
+                help=meaning,
+            )
     change.add_argument(
         "--signature",
         choices=_SCHEMES,
@@ -89,7 +98,9 @@ def _create(args: argparse.Namespace, shell: Shell) -> int:
     from signing import generate_key
 
     async def program(accounts: "Accounts", now: int) -> "Tenant":
-        return await tenancy.create(accounts, args.name, now=now, fresh_key=generate_key)
+        tenant = await tenancy.create(accounts, args.name, now=now, fresh_key=generate_key)
+        values = _given(args)
+        return await tenancy.change_limits(accounts, args.name, values, now=now) if values else tenant
 
     tenant = administer(args, shell, program)
     output = Output(shell, as_json=args.json)
@@ -137,14 +148,14 @@ def _show(args: argparse.Namespace, shell: Shell) -> int:
 def _set(args: argparse.Namespace, shell: Shell) -> int:
     from relay import tenancy
 
-    values = {field: getattr(args, field) for field in _LIMITS if hasattr(args, field)}
+    values = _given(args)
     if not values and args.signature is None:
         raise misused(f"set what? Give {', '.join(map(_flag, _LIMITS))} or --signature")
 
     async def program(accounts: "Accounts", now: int) -> "Tenant":
         if args.signature is not None:
             await tenancy.change_signature(accounts, args.name, args.signature)
-        return await tenancy.change_limits(accounts, args.name, values)
+        return await tenancy.change_limits(accounts, args.name, values, now=now)
 
     _tell(administer(args, shell, program), Output(shell, as_json=args.json))
     return OK
@@ -170,6 +181,11 @@ def _enable(args: argparse.Namespace, shell: Shell) -> int:
 
     _tell(administer(args, shell, program), Output(shell, as_json=args.json))
     return OK
+
+
+def _given(args: argparse.Namespace) -> "dict[str, int | None]":
+    """The limits that the flags name."""
+    return {field: getattr(args, field) for field in _LIMITS if hasattr(args, field)}
 
 
 def _tell(tenant: "Tenant", output: Output) -> None:
@@ -211,13 +227,13 @@ def _spelled(limits: "TenantLimits") -> Iterator[tuple[str, str]]:
 
 
 def _reader(field: str) -> Callable[[str], int | None]:
-    """Reads what the relay's own setting of that name is read from; `default` takes the limit back."""
+    """Reads what the relay's own setting is read from; `default` takes the limit back."""
 
     def read(text: str) -> int | None:
         from relay.config import parsed
 
         try:
-            return None if text == "default" else int(parsed(field, text))
+            return None if text == "default" else int(parsed(_SETTINGS.get(field, field), text))
         except ValueError as problem:
             raise argparse.ArgumentTypeError(f"{problem}, or default") from None
 

@@ -96,7 +96,8 @@ class Claim(Struct, frozen=True, kw_only=True):
 
     `claim_no` rises with every claim of the message and fences its settlement: whoever settles under an older
     number is refused. `retried` counts the retries before this attempt (0 on the first). `lost_leases` counts
-    the workers in a row that took this delivery and never came back.
+    the workers in a row that took this delivery and never came back. `permit`: it holds one of those that its
+    tenant is limited to, or may hold one, when the answer to that question was lost.
     """
 
     message: Message
@@ -104,6 +105,7 @@ class Claim(Struct, frozen=True, kw_only=True):
     claimed_at: int
     retried: int = 0
     lost_leases: int = 0
+    permit: bool = False
 
 
 class Lease(Struct, frozen=True, kw_only=True):

@@ -14,6 +14,9 @@ wait for each other.
 A crowd is what exceeds the share of its host (see `fairness.py`). It has no limits: how many may leave it is for
 whoever has the room to say. Who has left it is in it no longer.
 
+A tenant that may have only so many deliveries in flight is a gate, too, passed by each attempt of all that it has,
+last: who has a lane waits inside it, and who needs the permit of a key gets both or neither.
+
 All of it is values: storage reads a gate and its first waiters, asks here, and writes what it was told.
 """
 
@@ -24,6 +27,7 @@ from typing import NewType, Protocol, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.domain.delivery import Claim
 from relay.domain.message import FlowControl, Message, TenantId
 
 GateId = NewType("GateId", int)
@@ -46,6 +50,7 @@ class GateKind(IntEnum):
     QUEUE = 1
     FLOW = 2
     CROWD = 3
+    TENANT = 4
 
 
 class Gate(Struct, frozen=True, kw_only=True):
@@ -97,9 +102,14 @@ def is_gated(message: Message) -> bool:
     return message.flow is not None or message.origin.queue is not None
 
 
-def moves_gates(message: Message) -> bool:
+def may_hold(claim: Claim) -> bool:
+    """Whether an attempt may hold something of a gate: who took over a lost lease does not know what came along."""
+    return claim.permit or claim.lost_leases > 0 or is_gated(claim.message)
+
+
+def moves_gates(claim: Claim) -> bool:
     """Whether the end of an attempt can change a gate: its own, or the queue of the message it reports on."""
-    return is_gated(message) or message.lane_of is not None
+    return may_hold(claim) or claim.message.lane_of is not None
 
 
 # --- who may pass
@@ -178,7 +188,7 @@ def accepted(gate: Gate, limits: FlowControl | None, now: int) -> Gate:
 
 
 def joined(gate: Gate, count: int, now: int) -> Gate:
-    """After so many were set aside in a crowd."""
+    """After so many came to a crowd, or to a tenant with a limit."""
     return replace(
         gate,
         members=gate.members + count,
@@ -195,6 +205,17 @@ def freed(gate: Gate) -> Gate:
 def left(gate: Gate, now: int) -> Gate:
     """After a message that names the gate was finished; with a queue, its callbacks too."""
     return replace(gate, members=gate.members - 1, used_at=max(gate.used_at, now))
+
+
+def limited(gate: Gate, parallelism: int | None, now: int) -> Gate:
+    """The gate of a tenant with the limit an operator set. Without one it is of use until it is empty."""
+    return replace(
+        gate,
+        parallelism=parallelism,
+        parallelism_pinned=parallelism is not None,
+        updated_at=now,
+        used_at=max(gate.used_at, now),
+    )
 
 
 class Configure(Struct, frozen=True, kw_only=True):

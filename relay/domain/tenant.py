@@ -36,7 +36,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     max_queues: int = 10_000
     #: Lanes of one queue.
     max_queue_parallelism: int = 1_000
-    #: Attempts in flight at once.
+    #: Attempts in flight at once; for one without a limit of its own, what one node has room for.
     max_parallelism: int = 1_000
     max_labels: int = 20
     #: Characters of one label.
@@ -48,7 +48,7 @@ class TenantLimits(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     max_message_bytes: int | None = None
     max_retries: int | None = None
-    #: Deliveries in flight at once.
+    #: Deliveries in flight at once, on all nodes together.
     max_parallelism: int | None = None
     #: How long history, and finished messages with it, stay readable.
     log_retention_ms: int | None = None
@@ -63,6 +63,7 @@ class TenantLimits(Struct, frozen=True, kw_only=True, omit_defaults=True):
             relay,
             max_message_bytes=max_message_bytes,
             max_retries=relay.max_retries if self.max_retries is None else self.max_retries,
+            max_parallelism=relay.max_parallelism if self.max_parallelism is None else self.max_parallelism,
         )
 
 

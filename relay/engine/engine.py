@@ -17,6 +17,7 @@ from relay.domain.errors import Unavailable
 from relay.domain.fairness import Crowd, crowd_of
 from relay.domain.gates import is_gated
 from relay.domain.message import Headers, Message, MessageId, TenantId
+from relay.engine.permits import Answer, Permits
 from relay.engine.room import Room
 from relay.engine.settler import Settler, bytes_of
 from relay.ids import Ids, text_of
@@ -41,8 +42,8 @@ _LAST_CHANCE_TAKEN_MS = 5_000
 _LAST_CHANCES_APART_MS = 1_000
 #: When a delivery that could not be signed, because storage did not answer, is due again.
 _POSTPONED_PAUSE_MS = 1_000
-#: When a message that has a lane of its queue tries again, because its host has its share of the room.
-_QUEUED_PAUSE_MS = 1_000
+#: When a message that has the permit of a key, and could have none of its tenant, tries again.
+_NO_PERMIT_PAUSE_MS = 1_000
 #: Bookkeeping of one claim besides its body, for the byte budget.
 _CLAIM_OVERHEAD_BYTES = 2_048
 #: After the deadline of a shutdown, how long storage has to take back what was cut short.
@@ -70,6 +71,8 @@ class Signs(Protocol):
     """Makes the headers that sign one attempt, with the key that is current now, unless deliveries are held."""
 
     async def held_until(self, tenant: TenantId) -> int | None: ...
+
+    async def is_limited(self, tenant: TenantId) -> bool: ...
 
     async def sign(self, message: Message) -> Headers: ...
 
@@ -127,6 +130,7 @@ class Engine:
         self._log = log
         self._metrics = metrics
         self._settler = Settler(storage, clock=clock, log=log, metrics=metrics, settled=self._free)
+        self._permits = Permits(storage, clock=clock)
         #: By message and claim number: a delivery taken over from ourselves, after a long stop, is two flights.
         self._flights: dict[tuple[MessageId, int], _Flight] = {}
         self._room = Room(slots=settings.max_in_flight, max_bytes=settings.max_in_flight_bytes)
@@ -144,6 +148,8 @@ class Engine:
         self._emptied.set()
         self._sleeping_until = 0
         self.last_progress_at = clock.now()
+        #: When a publish was refused last, and why; None once one has gone through since.
+        self.refused: tuple[int, str] | None = None
         #: Whether storage has answered a claim since the start.
         self.has_looked = False
         storage.on_work(self.wake)
@@ -160,9 +166,11 @@ class Engine:
         terms = self._terms_for(messages, now)
         try:
             published = await self._storage.publish(messages, now=now, claim=terms)
+            self.refused = None
             for claim in published.claims:
                 self._start(claim, now)
-        except Unavailable:
+        except Unavailable as reason:
+            self.refused = (self._clock.now(), str(reason))
             self._metrics.storage_errors.labels("publish").inc()
             raise
         finally:
@@ -309,7 +317,7 @@ class Engine:
                 continue
             crowd = crowd_of(message)
             if crowd not in left:
-                left[crowd] = self._room.left_for(crowd) or (0 if self._room.holds(crowd) else None)
+                left[crowd] = self._room.left_for(crowd) or (0 if self._room.is_full_for(crowd) else None)
             share = left[crowd]
             if share:
                 left[crowd] = share - 1
@@ -341,12 +349,10 @@ class Engine:
             if taken and is_last_chance(claim):
                 self._start(claim, now, postponed_to=due_at)
                 due_at += _LAST_CHANCES_APART_MS
-            elif claim.message.flow or not self._room.holds(crowd) or self._room.left_for(crowd):
-                # Who has the permit of a key uses it now: it counts from now.
+            elif claim.message.flow or claim.permit or self._room.left_for(crowd):
+                # Who has a permit uses it now: it counts from now.
                 taken = taken or is_last_chance(claim)
                 self._start(claim, now)
-            elif is_gated(claim.message):
-                self._start(claim, now, postponed_to=now + _QUEUED_PAUSE_MS)
             else:
                 surplus.setdefault(crowd, []).append(claim)
         if more:
@@ -421,10 +427,27 @@ class Engine:
     async def _attempt(self, claim: Claim) -> None:
         """Build, send, decide, hand over. Nothing that goes wrong in here can leave the message without a
         settlement: a bug counts as a failed attempt, so it ends in the dead-letter queue and not in a loop.
-        That storage does not answer is not the message's fault: it is handed back and costs no try."""
+        That storage does not answer is not the message's fault: it is handed back and costs no try. Who has to wait
+        for a permit of its tenant does so in storage, and is nobody's here any more."""
         started_at = self._clock.now()
         try:
-            settlement = lost(claim, now=started_at, next_id=self._ids.next) or await self._deliver(claim)
+            settlement = lost(claim, now=started_at, next_id=self._ids.next)
+            if (
+                settlement is None
+                and not claim.permit
+                and await self._signer.is_limited(claim.message.tenant)
+            ):
+                # From now on: it may be given, and the answer may not be heard.
+                claim = replace(claim, permit=True)
+                answer = await self._permits.ask(_lease_of(claim))
+                if answer is Answer.WAITS:
+                    self._leave(claim, _bytes_of(claim))
+                    self._left()
+                    return
+                if answer is Answer.STAYS:
+                    now = self._clock.now()
+                    settlement = released(claim, now=now, due_at=now + _NO_PERMIT_PAUSE_MS)
+            settlement = settlement or await self._deliver(claim)
         except asyncio.CancelledError:
             settlement = released(claim, now=self._clock.now())
         except Unavailable as reason:
@@ -509,9 +532,14 @@ class Engine:
     def _free(self, batch: Sequence[Settlement]) -> None:
         """The settlements are in storage (or refused): their slots are free."""
         for settlement in batch:
-            claim = settlement.claim
-            flight = self._flights.pop((claim.message.id, claim.claim_no))
-            self._room.leave(flight.crowd, _bytes_of(claim) + bytes_of(settlement))
+            self._leave(settlement.claim, _bytes_of(settlement.claim) + bytes_of(settlement))
+        self._left()
+
+    def _leave(self, claim: Claim, size: int) -> None:
+        flight = self._flights.pop((claim.message.id, claim.claim_no))
+        self._room.leave(flight.crowd, size)
+
+    def _left(self) -> None:
         self._endings += 1
         if self._passed_over:
             self._wake.set()

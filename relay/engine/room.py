@@ -25,6 +25,7 @@ class Room:
         self._crowds: Counter[Crowd] = Counter()
         self._tenants: Counter[TenantId] = Counter()
         self._crowd_bytes: Counter[Crowd] = Counter()
+        self._tenant_bytes: Counter[TenantId] = Counter()
 
     @property
     def is_empty(self) -> bool:
@@ -57,22 +58,24 @@ class Room:
         """A delivery in flight holds so many bytes more."""
         self._bytes += size
         self._crowd_bytes[crowd] += size
+        self._tenant_bytes[crowd.tenant] += size
 
     def leave(self, crowd: Crowd, size: int) -> None:
         """A delivery that holds so many bytes is over."""
         self._taken -= 1
         self._bytes -= size
         self._crowd_bytes[crowd] -= size
+        self._tenant_bytes[crowd.tenant] -= size
         self._crowds[crowd] -= 1
         if not self._crowds[crowd]:
             del self._crowds[crowd], self._crowd_bytes[crowd]
         self._tenants[crowd.tenant] -= 1
         if not self._tenants[crowd.tenant]:
-            del self._tenants[crowd.tenant]
+            del self._tenants[crowd.tenant], self._tenant_bytes[crowd.tenant]
 
-    def holds(self, crowd: Crowd) -> bool:
-        """Whether anything of the crowd is in flight."""
-        return crowd in self._crowds
+    def is_full_for(self, crowd: Crowd) -> bool:
+        """Whether it is the crowd's own doing, or that of its tenant, that no more of it may start."""
+        return not self.left_for(crowd) and (self.free > 0 or crowd in self._crowds)
 
     def is_light(self, crowd: Crowd) -> bool:
         """Whether a crowd has next to nothing of what it may have."""
@@ -88,10 +91,13 @@ class Room:
         held = self._crowds.get(crowd, 0)
         if held and self._crowd_bytes[crowd] > HOST_MULTIPLE * self.bytes_left:
             return 0
-        return min(
-            allowance(held, free, HOST_MULTIPLE),
-            allowance(self._tenants.get(crowd.tenant, 0), free, TENANT_MULTIPLE),
-        )
+        return min(allowance(held, free, HOST_MULTIPLE), self._left_for_tenant(crowd.tenant, free))
+
+    def _left_for_tenant(self, tenant: TenantId, free: int) -> int:
+        held = self._tenants.get(tenant, 0)
+        if held and self._tenant_bytes[tenant] > TENANT_MULTIPLE * self.bytes_left:
+            return 0
+        return allowance(held, free, TENANT_MULTIPLE)
 
     def shares(self) -> Shares:
         """What may be added, as a value that can be handed on."""
@@ -99,7 +105,5 @@ class Room:
         return Shares(
             free=free,
             crowds={crowd: self.left_for(crowd) for crowd in self._crowds},
-            tenants={
-                tenant: allowance(held, free, TENANT_MULTIPLE) for tenant, held in self._tenants.items()
-            },
+            tenants={tenant: self._left_for_tenant(tenant, free) for tenant in self._tenants},
         )

@@ -12,6 +12,9 @@ from relay.log import Log
 #: A loop that has not come round for this long is stuck, and the relay is not ready.
 _STUCK_MS = 30_000
 _RESTART_PAUSE_MS = 1_000
+#: How long a refused publish makes the relay unready when no other has gone through: on a full disk there may be
+#: room for the small proof that a commit is possible, and none for a message.
+_REFUSED_MS = 5_000
 
 
 class Service:
@@ -58,7 +61,12 @@ class Service:
             for name, at in marks.items()
             if now - at > _STUCK_MS
         ]
-        return stuck if self._engine.has_looked else ["the engine has not seen yet what is due", *stuck]
+        if not self._engine.has_looked:
+            stuck.append("the engine has not seen yet what is due")
+        refused = self._engine.refused
+        if refused is not None and now - refused[0] < _REFUSED_MS:
+            stuck.append(f"publishes are refused: {refused[1]}")
+        return stuck
 
     async def stop(self, until: int) -> None:
         """Claim and fire nothing more, let deliveries finish until the instant `until`, hand the rest back.

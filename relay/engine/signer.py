@@ -52,6 +52,10 @@ class Signer:
         now = self._clock.now()
         return now + min(max(now - disabled_at, _SHORTEST_HOLD_MS), _LONGEST_HOLD_MS)
 
+    async def is_limited(self, tenant: TenantId) -> bool:
+        """Whether deliveries of this tenant need one of so many permits. Raises like `sign`."""
+        return (await self._signing(tenant)).tenant.limits.max_parallelism is not None
+
     async def sign(self, message: Message) -> Headers:
         """The headers that sign an attempt to send this message, good for five minutes from now.
 

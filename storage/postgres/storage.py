@@ -35,6 +35,7 @@ from storage.protocol import (
     FlowKey,
     History,
     Page,
+    Permits,
     Published,
     Retention,
     ScheduleView,
@@ -247,6 +248,9 @@ class PostgresStorage:
     async def set_aside(self, surplus: Mapping[Crowd, Sequence[Lease]], *, now: int, limit: int) -> SetAside:
         return await self._change(lambda tx: work.set_aside(tx, surplus, now, limit))
 
+    async def ask_permits(self, leases: Sequence[Lease], *, now: int, sift: int) -> Permits:
+        return await self._change(lambda tx: work.ask_permits(tx, leases, now, sift))
+
     def on_work(self, wake: Callable[[int], None]) -> None:
         self._wakes.append(wake)
 
@@ -442,8 +446,8 @@ class PostgresStorage:
 
         return await self._change(add)
 
-    async def put_limits(self, tenant: TenantId, limits: TenantLimits) -> bool:
-        return await self._write(lambda: catalog.put_limits(tenant, limits))
+    async def put_limits(self, tenant: TenantId, limits: TenantLimits, *, now: int) -> bool:
+        return await self._write(lambda: catalog.put_limits(tenant, limits, now=now))
 
     async def put_signed_by(self, tenant: TenantId, signed_by: SignedBy) -> bool:
         return await self._write(lambda: catalog.put_signed_by(tenant, signed_by))
@@ -646,7 +650,7 @@ class PostgresStorage:
 
 
 def _passes_gates(settlement: Settlement) -> bool:
-    return moves_gates(settlement.claim.message) or any(map(is_gated, settlement.publishes))
+    return moves_gates(settlement.claim) or any(map(is_gated, settlement.publishes))
 
 
 def _report(future: "asyncio.Future[Sequence[MessageId]]") -> None:

@@ -13,10 +13,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
+
 from relay.domain.delivery import Change, Claim, Lease, Settlement
 from relay.domain.errors import Unavailable
 from relay.domain.fairness import Crowd
-from relay.domain.gates import Gate, GateId, GateKind, is_gated, moves_gates
+from relay.domain.gates import Gate, GateId, GateKind, is_gated, may_hold, moves_gates
 from relay.domain.message import Message, MessageId, TenantId
 from storage.codec import (
     ACTIVE,
@@ -39,8 +41,8 @@ from storage.codec import (
 from storage.postgres.driver import Connection
 from storage.postgres.horizon import Horizon
 from storage.postgres.tx import Transactions, Tx
-from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Published, Receipt, SetAside
-from storage.sql import crowds, gates
+from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Permits, Published, Receipt, SetAside
+from storage.sql import crowds, gates, permits
 from storage.sql.crowds import STANDS_ASIDE
 from storage.sql.gates import Member, Rest, Waiter, rest_of
 from storage.sql.road import LOST, NO_TERMS, Acceptance, Identity, canceled, distinct, left, stopped
@@ -431,7 +433,7 @@ class Road:
         refused: list[list[MessageId]] = [[] for _ in calls]
         fresh = distinct(calls, refused)
         if all(
-            one.change is Change.DELIVERED and not one.publishes and not moves_gates(one.claim.message)
+            one.change is Change.DELIVERED and not one.publishes and not moves_gates(one.claim)
             for _, one in fresh.values()
         ):
             held = await self._transactions.at_once(connection, lambda tx: _deliver(tx, fresh))
@@ -604,12 +606,19 @@ def _sift(crowd: Crowd, gate: GateId, now: int, limit: int) -> Script[int]:
     return int(rows[0][0])
 
 
+async def ask_permits(tx: Tx, leases: Sequence[Lease], now: int, sift: int) -> Permits:
+    """Let leased deliveries have a permit of their tenant, or wait in its line. As in `storage.sqlite.work`."""
+    answer, opens_at = await tx.run(permits.ask(leases, now=now, sift=sift))
+    tx.opens(opens_at, now)
+    return answer
+
+
 async def _admit(tx: Tx, call: Claiming, begin: int) -> _Admitted:
     """Inside a transaction: give lanes and permits, lease who has a permit. As in `storage.sqlite.work`."""
     terms, now = call
-    queues = await tx.run(gates.open_gates(GateKind.QUEUE, now))
+    queues = await tx.run(gates.open_gates((GateKind.QUEUE,), now))
     lanes_at = await tx.run(gates.give_lanes(queues, now)) if queues else None
-    keys = await tx.run(gates.open_gates(GateKind.FLOW, now))
+    keys = await tx.run(gates.open_gates((GateKind.FLOW, GateKind.TENANT), now))
     waiting: Sequence[tuple[Gate, int]] = ()
     passed_over = False
     if terms.shares is not None:
@@ -639,7 +648,12 @@ async def _admit(tx: Tx, call: Claiming, begin: int) -> _Admitted:
     rows = await tx.rows(
         _ADMIT, [one.tenant for one in passing], [one.id for one in passing], now, now + terms.lease_ms
     )
-    claims = [claim for row in rows if (claim := _claim_of(row, now)) is not None]
+    holders = {one.id for one in passing if one.owner is not None}
+    claims = [
+        replace(claim, permit=claim.message.id in holders)
+        for row in rows
+        if (claim := _claim_of(row, now)) is not None
+    ]
     started = [
         (
             claim.message.tenant,
@@ -689,11 +703,11 @@ async def _settle(tx: Tx, fresh: dict[Identity, tuple[int, Settlement]]) -> set[
     identities = sorted(fresh)
     members = []
     for tenant, id_, claim_no in identities:
-        message = fresh[tenant, id_, claim_no][1].claim.message
-        if is_gated(message):
+        claim = fresh[tenant, id_, claim_no][1].claim
+        if may_hold(claim):
             members.append((tenant, id_))
-        if message.lane_of is not None:
-            members.append((tenant, message.lane_of))
+        if claim.message.lane_of is not None:
+            members.append((tenant, claim.message.lane_of))
     arrivals = [(message, one.at) for _, one in fresh.values() for message in one.publishes]
     keys = gates.keys_in(arrivals)
     made = await tx.run(gates.lock(members, keys)) if members or keys else ()
@@ -728,7 +742,7 @@ async def _apply(tx: Tx, settlements: Sequence[Settlement]) -> None:
         message = one.message
         tenant, id_, at, due_at = message.tenant, message.id, settlement.at, settlement.due_at
         wakes_at = due_at if message.flow is None else None
-        if is_gated(message):
+        if may_hold(one):
             rests.append(rest_of(settlement))
         if change in FINAL_CHANGES:
             ended.append((tenant, id_))

@@ -13,6 +13,7 @@ from storage.codec import (
     token_of,
     token_row,
 )
+from storage.sql import permits
 from storage.sql.script import Parameters, Query, Script
 
 _TENANT = f"SELECT {TENANT_COLUMNS} FROM tenants"
@@ -115,10 +116,12 @@ def add_tenant(user_id: str, *, current_key: str, next_key: str, now: int) -> Sc
     return None
 
 
-def put_limits(number: TenantId, limits: TenantLimits) -> Script[bool]:
+def put_limits(number: TenantId, limits: TenantLimits, *, now: int) -> Script[bool]:
     rows = yield Query(
         "UPDATE tenants SET limits = ?2 WHERE id = ?1 RETURNING 1", (number, limits_text(limits))
     )
+    if rows:
+        yield from permits.limit(number, limits.max_parallelism, now)
     return bool(rows)
 
 

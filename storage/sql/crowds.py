@@ -7,7 +7,7 @@ is a delivery like any other from then on; nothing but waiting is different in i
 
 from collections.abc import Callable, Mapping, Sequence
 
-from relay.domain.delivery import Lease
+from relay.domain.delivery import Change, Lease
 from relay.domain.fairness import Crowd, Shares
 from relay.domain.gates import Gate, GateId, GateKind, admit, joined, shares
 from relay.domain.message import Message, MessageId, TenantId
@@ -18,6 +18,7 @@ from storage.sql.gates import (
     FORGET_WAITER,
     GATE_READ,
     MOST_GATES,
+    OF,
     Key,
     Waiter,
     ensured,
@@ -35,18 +36,43 @@ _INSERT = Bulk(
     "(?, ?, ?, 0, ?, ?, ?, 0, 0, 0)",
 )
 _TYPED_LEASE = "(CAST(? AS bigint), CAST(? AS bigint), CAST(? AS bigint))"
+#: Who took over a lost lease may have a permit with it: then it stays as it is, too.
 _LEASED = Bulk(
     "WITH k (tenant, id, claim_no) AS (",
     _TYPED_LEASE,
     f""") SELECT d.tenant, d.id, d.claimed_at FROM k CROSS JOIN deliveries d
     WHERE d.tenant = k.tenant AND d.id = k.id AND d.claim_no = k.claim_no AND d.state = {ACTIVE}
-    AND d.cancel_requested = 0 /*FOR UPDATE OF d SKIP LOCKED*/""",
+    AND d.cancel_requested = 0
+    AND NOT EXISTS (
+        SELECT 1 FROM gated v WHERE v.tenant = d.tenant AND v.id = d.id
+        AND (v.queue IS NULL OR v.flow IS NOT NULL OR v.owner IS NOT NULL)
+    )
+    /*FOR UPDATE OF d SKIP LOCKED*/""",
+)
+#: Who has a lane of a queue waits with it.
+_STAND = Bulk(
+    "WITH j (tenant, id, crowd, place) AS (",
+    "(CAST(? AS bigint), CAST(? AS bigint), CAST(? AS bigint), CAST(? AS bigint))",
+    """) UPDATE gated SET crowd = j.crowd, waits_at = j.crowd, place = j.place
+    FROM j WHERE gated.tenant = j.tenant AND gated.id = j.id""",
+)
+#: A start that led to nothing is none.
+_NOT_STARTED = Bulk(
+    f"DELETE FROM events WHERE change = {Change.STARTED.value} AND (message_id, at) IN (",
+    "(CAST(? AS bigint), CAST(? AS bigint))",
+    ")",
+)
+_NOT_AT_ONCE = Bulk(
+    f"UPDATE events SET change = {Change.CREATED.value}"
+    f" WHERE change = {Change.STARTED_AT_ONCE.value} AND (message_id, at) IN (",
+    "(CAST(? AS bigint), CAST(? AS bigint))",
+    ")",
 )
 #: What becomes of a delivery that is set aside.
 STANDS_ASIDE = (
     f"state = CASE WHEN retried = 0 THEN {CREATED} ELSE {RETRY} END, due_at = NULL, claimed_at = NULL"
 )
-_ASIDE = Bulk(
+ASIDE = Bulk(
     f"UPDATE deliveries SET {STANDS_ASIDE} WHERE (tenant, id) IN (",
     "(CAST(? AS bigint), CAST(? AS bigint))",
     ")",
@@ -96,14 +122,28 @@ def set_aside(
         held = yield from read(
             _LEASED, [(lease.tenant, lease.message_id, lease.claim_no) for lease in leases]
         )
-        yield from write(_ASIDE, [row[:2] for row in held])
-        yield from write(_INSERT, [_row(tenant, id_, gate.id, at) for tenant, id_, at in held])
+        yield from not_started([(id_, at) for _, id_, at in held])
+        yield from write(ASIDE, [row[:2] for row in held])
+        queued = {(row[0], row[1]) for row in (yield from read(OF, [row[:2] for row in held]))}
+        yield from write(
+            _INSERT,
+            [_row(tenant, id_, gate.id, at) for tenant, id_, at in held if (tenant, id_) not in queued],
+        )
+        yield from write(
+            _STAND, [(tenant, id_, gate.id, at) for tenant, id_, at in held if (tenant, id_) in queued]
+        )
         moved = {id_ for _, id_, _ in held}
         stayed += [lease.message_id for lease in leases if lease.message_id not in moved]
         alike = yield from sift(crowd, gate.id, now, limit)
         sifted += alike
         gates[crowd.tenant, GateKind.CROWD, crowd.host] = joined(gate, len(held) + alike, now)
     return SetAside(stayed=stayed, sifted=sifted), (yield from save(gates.values(), now))
+
+
+def not_started(claimed: Sequence[tuple[int, int]]) -> Script[None]:
+    """Take back what history says of claims, each the number of a message and its instant, that came to nothing."""
+    yield from write(_NOT_STARTED, claimed)
+    yield from write(_NOT_AT_ONCE, claimed)
 
 
 def open_crowds(room: Shares, now: int) -> Script[tuple[Sequence[tuple[Gate, int]], bool]]:
@@ -138,7 +178,8 @@ def let_in(
     for gate, _ in crowds:
         mine = [one for one in passing if one.gate == gate.id]
         _, gates[gate.id] = admit(gate, mine, room=len(mine), now=now)
-    yield from write(FORGET_WAITER, [(one.tenant, one.id) for one in passing])
+    yield from write(FORGET_WAITER, [(one.tenant, one.id) for one in passing if not one.has_slot])
+    yield from write(_STAND, [(one.tenant, one.id, None, None) for one in passing if one.has_slot])
     yield from save(gates.values(), now)
     return passing
 

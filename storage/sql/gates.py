@@ -5,14 +5,14 @@ is written in the transaction of whatever caused it. Every script that changes g
 who is first in line and writes when the gate opens.
 
 Whoever changes what waits at a gate has locked the gate, which keeps the counts and `opens_at` true whatever else
-goes on. Locks are taken in one order, so that no two transactions wait for each other: gates before deliveries and
-queues before keys, the lower number first. Letting somebody pass waits for nobody: it leaves alone whatever is
-locked. That forgets nobody either, because an open gate stays open until it was served, and whoever has it locked
-writes anew when it opens.
+goes on. Locks are taken in one order, so that no two transactions wait for each other: gates before deliveries,
+queues before keys before crowds before tenants, the lower number first. Letting somebody pass waits for nobody: it
+leaves alone whatever is locked. That forgets nobody either, because an open gate stays open until it was served,
+and whoever has it locked writes anew when it opens.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -33,19 +33,22 @@ from relay.domain.gates import (
     changed,
     default_parallelism,
     freed,
+    joined,
     left,
     opens_at,
     permits,
     shares,
 )
 from relay.domain.message import Message, TenantId
-from storage.codec import ACTIVE, CREATED, GATE_COLUMNS, RETRY, gate_of, gate_row
+from storage.codec import ACTIVE, CREATED, GATE_COLUMNS, RETRY, Row, gate_of, gate_row
 from storage.protocol import FlowKey
 from storage.sql.script import Bulk, Collision, Parameters, Query, Script, read, slices, write
 
 #: Gates that one claim looks at, and messages that take a lane of one queue in it.
-MOST_GATES = 64
+MOST_GATES = 200
 _LANES = 100
+#: How long a key rests of whose first in line nobody has a share of the room.
+_REST_MS = 2_000
 _SLICE = 500
 
 #: No delivery in flight is due later than this from now, however the lease is configured.
@@ -72,7 +75,7 @@ _NAMED = Bulk(
     FROM k CROSS JOIN gates g WHERE g.tenant = k.tenant AND g.kind = k.kind AND g.name = k.name""",
 )
 #: The first in line at each gate: at a key when it is due, at a queue its number.
-_FIRSTS = Bulk(
+FIRSTS = Bulk(
     "WITH k (id) AS (",
     _typed("id"),
     ") SELECT k.id, (SELECT min(w.place) FROM gated w WHERE w.waits_at = k.id) FROM k",
@@ -89,26 +92,30 @@ _INSERT = Bulk(
     "INSERT INTO gated (tenant, id, queue, flow, seq, eligible_at, waits_at, place, callbacks, has_slot, finished)",
     f"({', '.join('?' * 8)}, 0, 0, 0)",
 )
-_OF = Bulk(
+OF = Bulk(
     "WITH k (tenant, id) AS (",
     _typed("tenant, id"),
-    """) SELECT v.tenant, v.id, v.queue, v.flow, v.has_slot, v.eligible_at, v.callbacks, v.finished, v.crowd
+    """) SELECT v.tenant, v.id, v.queue, v.flow, v.has_slot, v.eligible_at, v.callbacks, v.finished, v.crowd,
+        v.owner, v.waits_at
     FROM k CROSS JOIN gated v WHERE v.tenant = k.tenant AND v.id = k.id""",
 )
 FORGET_WAITER = Bulk("DELETE FROM gated WHERE (tenant, id) IN (", _typed("tenant, id"), ")")
-_STAND = Bulk(
-    "WITH j (tenant, id, eligible_at, waits_at, place, has_slot) AS (",
-    _typed("tenant, id, eligible_at, waits_at, place, has_slot"),
+STAND = Bulk(
+    "WITH j (tenant, id, eligible_at, waits_at, place, has_slot, owner) AS (",
+    _typed("tenant, id, eligible_at, waits_at, place, has_slot, owner"),
     """) UPDATE gated
-    SET eligible_at = j.eligible_at, waits_at = j.waits_at, place = j.place, has_slot = j.has_slot
+    SET eligible_at = j.eligible_at, waits_at = j.waits_at, place = j.place, has_slot = j.has_slot, owner = j.owner
     FROM j WHERE gated.tenant = j.tenant AND gated.id = j.id""",
 )
-#: What is finished has left its key.
+#: What is finished has left its key and its crowd, waits nowhere, and holds nothing of its tenant.
 _OWE = Bulk(
     "WITH j (tenant, id, callbacks, finished) AS (",
     _typed("tenant, id, callbacks, finished"),
     """) UPDATE gated
-    SET callbacks = j.callbacks, finished = j.finished, flow = CASE WHEN j.finished = 0 THEN flow END
+    SET callbacks = j.callbacks, finished = j.finished,
+        flow = CASE WHEN j.finished = 0 THEN flow END, owner = CASE WHEN j.finished = 0 THEN owner END,
+        crowd = CASE WHEN j.finished = 0 THEN crowd END,
+        waits_at = CASE WHEN j.finished = 0 THEN waits_at END, place = CASE WHEN j.finished = 0 THEN place END
     FROM j WHERE gated.tenant = j.tenant AND gated.id = j.id""",
 )
 _DUE = Bulk(
@@ -141,7 +148,8 @@ Key = tuple[TenantId, GateKind, str]
 
 
 class Waiter(NamedTuple):
-    """A delivery that waits at a gate; `size` is that of its body, `host` where it goes."""
+    """A delivery that waits at a gate; `size` is that of its body, `host` where it goes. `owner` is the tenant's
+    gate, for who passes with its permit."""
 
     gate: GateId
     tenant: TenantId
@@ -151,6 +159,7 @@ class Waiter(NamedTuple):
     has_slot: int
     size: int
     host: str
+    owner: GateId | None = None
 
 
 class Rest(NamedTuple):
@@ -208,37 +217,44 @@ def settled(rests: Sequence[Rest], reported: Sequence[Member], now: int) -> Scri
     """
     rests_by_id = {(rest.tenant, rest.id): rest for rest in rests}
     done = Counter(reported)
-    rows = yield from read(_OF, [*rests_by_id, *(done.keys() - rests_by_id.keys())])
-    gates = yield from numbered([row[2] for row in rows], [row[3] for row in rows], [row[8] for row in rows])
+    rows = yield from read(OF, [*rests_by_id, *(done.keys() - rests_by_id.keys())])
+    gates = yield from numbered(*_gates_in(rows))
     gone = []
     owing = []
     standing = []
-    for tenant, id_, queue, flow, has_slot, _, callbacks, finished, crowd in rows:
+    for tenant, id_, queue, flow, has_slot, _, callbacks, finished, crowd, owner, waits_at in rows:
         rest = rests_by_id.get((tenant, id_))
         owed = callbacks - done[tenant, id_]
         if rest is not None:
             owed += rest.callbacks
             finished = rest.eligible_at is None
+            if owner is not None:
+                gates[owner] = left(gates[owner] if waits_at == owner else freed(gates[owner]), now)
+            if crowd is not None:
+                gates[crowd] = left(gates[crowd], now)
             if flow is not None:
                 if rest.attempted:
                     gates[flow] = freed(gates[flow])
                 if finished:
                     gates[flow] = left(gates[flow], now)
                 else:
-                    standing.append((tenant, id_, rest.eligible_at, flow, rest.eligible_at, has_slot))
+                    standing.append((tenant, id_, rest.eligible_at, flow, rest.eligible_at, has_slot, None))
+            elif queue is None:
+                # Only the permit made this row.
+                finished = True
+            elif owner is not None and not finished:
+                standing.append((tenant, id_, rest.eligible_at, None, None, has_slot, None))
         if not finished or owed > 0:
             if owed != callbacks or finished:
                 owing.append((tenant, id_, owed, int(finished)))
             continue
         gone.append((tenant, id_))
-        if crowd is not None:
-            gates[crowd] = left(gates[crowd], now)
         if queue is not None:
             if has_slot:
                 gates[queue] = freed(gates[queue])
             gates[queue] = left(gates[queue], now)
     yield from write(FORGET_WAITER, gone)
-    yield from write(_STAND, standing)
+    yield from write(STAND, standing)
     yield from write(_OWE, owing)
     return (yield from save(gates.values(), now))
 
@@ -256,20 +272,23 @@ def back_in_line(lost: Sequence[tuple[TenantId, int]], now: int) -> Script[set[t
 
     The slot of the lost attempt is given back with the same statement that ends its claim. A lane is kept.
     """
-    rows = [row for row in (yield from read(_OF, lost)) if row[3] is not None]
-    gates = yield from numbered((), [row[3] for row in rows], wait=False)
-    found = yield from read(_STILL_LOST, [(row[0], row[1], now) for row in rows if row[3] in gates])
+    rows = [row for row in (yield from read(OF, lost)) if row[3] is not None]
+    gates = yield from numbered((), [row[3] for row in rows], (), [row[9] for row in rows], wait=False)
+    rows = [row for row in rows if row[3] in gates and (row[9] is None or row[9] in gates)]
+    found = yield from read(_STILL_LOST, [(row[0], row[1], now) for row in rows])
     still = {(row[0], row[1]) for row in found}
     rows = [row for row in rows if (row[0], row[1]) in still]
-    gates = {row[3]: gates[row[3]] for row in rows}
+    gates = {id_: gates[id_] for row in rows for id_ in (row[3], row[9]) if id_ is not None}
     for row in rows:
         gates[row[3]] = freed(gates[row[3]])
+        if row[9] is not None:
+            gates[row[9]] = left(freed(gates[row[9]]), now)
     identities = [(row[0], row[1]) for row in rows]
     yield from write(_LOST, identities)
     yield from write(
-        _STAND,
+        STAND,
         [
-            (tenant, id_, due_at, flow, due_at, has_slot)
+            (tenant, id_, due_at, flow, due_at, has_slot, None)
             for tenant, id_, _, flow, has_slot, due_at, *_ in rows
         ],
     )
@@ -286,12 +305,14 @@ def next_opening() -> Script[int | None]:
     return rows[0][0] if rows else None
 
 
-def open_gates(kind: GateKind, now: int) -> Script[Sequence[Gate]]:
+def open_gates(kinds: Collection[GateKind], now: int) -> Script[Sequence[Gate]]:
     """Those that are open, the ones that were not looked at for longest first, as many as one claim can serve."""
+    bind = Parameters((now,))
+    those = bind.several(kind.value for kind in kinds)
     rows = yield Query(
-        f"SELECT {GATE_READ} FROM gates g WHERE g.opens_at <= ?1 AND g.kind = ?2 ORDER BY g.opens_at, g.id LIMIT ?3"
-        " /*FOR UPDATE SKIP LOCKED*/",
-        (now, kind.value, MOST_GATES),
+        f"SELECT {GATE_READ} FROM gates g WHERE g.opens_at <= ?1 AND g.kind IN {those}"
+        f" ORDER BY g.opens_at, g.id LIMIT {bind(MOST_GATES)} /*FOR UPDATE SKIP LOCKED*/",
+        bind.values,
     )
     return [gate_of(row) for row in rows]
 
@@ -312,10 +333,10 @@ def give_lanes(queues: Sequence[Gate], now: int) -> Script[int | None]:
         passing, gates[queue.id] = admit(queue, list(able), room=_LANES, now=now)
         for one in passing:
             place = None if one.flow is None else one.eligible_at
-            standing.append((one.tenant, one.id, one.eligible_at, one.flow, place, 1))
+            standing.append((one.tenant, one.id, one.eligible_at, one.flow, place, 1, None))
             if one.flow is None:
                 due.append((one.tenant, one.id, one.eligible_at))
-    yield from write(_STAND, standing)
+    yield from write(STAND, standing)
     yield from write(_DUE, due)
     yield from save(gates.values(), now)
     return min((one[2] for one in due), default=None)
@@ -325,25 +346,68 @@ def give_permits(
     keys: Sequence[Gate], *, room: int, max_bytes: int | None, room_for: Shares | None, now: int
 ) -> Script[tuple[Sequence[Waiter], bool]]:
     """Who may be attempted now, their deliveries are for the caller to lease; and whether somebody was passed over
-    because his host has its share of the room.
+    because his host has its share of the room, or his tenant as much in flight as it may.
 
-    Keys for which there is no room are left as they are, so that next time they are the first.
+    `keys` are those of flow control, and tenants at which somebody waits: of one tenant, whoever is due first goes
+    first, wherever he waits. Gates for which there is no room are left as they are, so that next time they are the
+    first.
     """
     keys = [as_of(key, now) for key in keys[:room]]
+    owners = yield from _owners(keys)
     wants = shares([permits(key, now) for key in keys], room)
     line = yield from lines({key.id: want for key, want in zip(keys, wants, strict=True)}, now)
     first = [one for waiters in line.values() for one in waiters]
-    able = fitting(first, room_for)
+    fit = fitting(first, room_for)
+    able = _permitted(fit, owners, now)
     passing = within(able, max_bytes)
-    gates = {}
+    gates: dict[GateId, Gate] = {}
     for key in keys:
         mine = [one for one in passing if one.gate == key.id]
-        _, gates[key.id] = admit(key, mine, room=len(mine), now=now)
+        if key.kind is GateKind.FLOW:
+            _, gates[key.id] = admit(key, mine, room=len(mine), now=now)
+    for owner in (owner for owner in owners.values() if owner is not None):
+        mine = [one for one in passing if one.owner == owner.id]
+        gate = joined(owner, sum(one.gate != owner.id for one in mine), now)
+        _, gates[gate.id] = admit(gate, mine, room=len(mine), now=now)
     yield from write(
-        _STAND, [(one.tenant, one.id, one.eligible_at, None, None, one.has_slot) for one in passing]
+        STAND,
+        [(one.tenant, one.id, one.eligible_at, None, None, one.has_slot, one.owner) for one in passing],
     )
-    yield from save(gates.values(), now)
-    return passing, len(able) < len(first)
+    # A key of which nobody fits is left in peace for a while: there may be very many, and others come after them.
+    rest = {one.gate for one in first} - {one.gate for one in fit}
+    yield from save(gates.values(), now, rest=rest)
+    # Behind so many there may be more.
+    return passing, len(able) < len(first) and len(keys) < MOST_GATES
+
+
+def _owners(gates: Sequence[Gate]) -> Script[dict[TenantId, Gate | None]]:
+    """Of the tenants of these gates, which are locked, those with a gate of their own; None where somebody else has
+    that locked: then nobody of the tenant can pass."""
+    owners: dict[TenantId, Gate | None] = {
+        gate.tenant: gate for gate in gates if gate.kind is GateKind.TENANT
+    }
+    others = {gate.tenant for gate in gates} - owners.keys()
+    named = yield from named_gates([(tenant, GateKind.TENANT, "") for tenant in others])
+    locked = yield from numbered((), (), (), [gate.id for gate in named.values()], wait=False)
+    return {**owners, **{gate.tenant: locked.get(gate.id) for gate in named.values()}}
+
+
+def _permitted(
+    waiters: Sequence[Waiter], owners: Mapping[TenantId, Gate | None], now: int
+) -> Sequence[Waiter]:
+    """Those for whom their tenants have permits left, of each tenant who was due first."""
+    chosen: set[Member] = set()
+    for tenant, owner in owners.items():
+        mine = sorted((one for one in waiters if one.tenant == tenant), key=lambda one: one.eligible_at)
+        chosen.update((one.tenant, one.id) for one in mine[: 0 if owner is None else permits(owner, now)])
+    passing = []
+    for one in waiters:
+        if one.tenant not in owners:
+            passing.append(one)
+        elif (one.tenant, one.id) in chosen:
+            owner = owners[one.tenant]
+            passing.append(one._replace(owner=None if owner is None else owner.id))
+    return passing
 
 
 # --- changing
@@ -440,7 +504,7 @@ def forget(now: int, *, limit: int) -> Script[int]:
 
 
 def queue(tenant: TenantId, name: str) -> Script[Gate | None]:
-    gates = yield from _named([(tenant, GateKind.QUEUE, name)])
+    gates = yield from named_gates([(tenant, GateKind.QUEUE, name)])
     return next(iter(gates.values()), None)
 
 
@@ -455,7 +519,7 @@ def queues(tenant: TenantId) -> Script[Sequence[Gate]]:
 
 
 def flow_key(tenant: TenantId, name: str, now: int) -> Script[FlowKey | None]:
-    gates = yield from _named([(tenant, GateKind.FLOW, name)])
+    gates = yield from named_gates([(tenant, GateKind.FLOW, name)])
     found = yield from _with_lines(list(gates.values()), now)
     return found[0] if found else None
 
@@ -473,7 +537,11 @@ def flow_keys(tenant: TenantId, search: str, *, limit: int, now: int) -> Script[
 
 
 def in_flight(tenant: TenantId, *, until: int) -> Script[int]:
-    """How many deliveries of the tenant are leased; no lease reaches beyond `until`."""
+    """How many deliveries of the tenant have its permit, or, when none is needed, are leased; no lease reaches
+    beyond `until`."""
+    for gate in (yield from named_gates([(tenant, GateKind.TENANT, "")])).values():
+        if gate.parallelism is not None:
+            return gate.held
     rows = yield Query(
         f"SELECT count(*) FROM deliveries WHERE due_at <= ?1 AND tenant = ?2 AND state = {ACTIVE}",
         (until, tenant),
@@ -490,17 +558,14 @@ def lock(members: Sequence[tuple[int, int]], keys: Mapping[Key, int]) -> Script[
     Before anything else is locked that others lock after their gates. Gates are made before any is locked: whoever
     makes one of the same name waits, and so must hold none. Returns those that were made here.
     """
-    rows = yield from read(_OF, members)
-    known = yield from _named(list(keys))
+    rows = yield from read(OF, members)
+    known = yield from named_gates(list(keys))
     made: Sequence[GateId] = ()
     if len(known) < len(keys):
         made = yield from ensure({key: now for key, now in keys.items() if key not in known})
-        known = yield from _named(list(keys))
-    queues, flows, crowds = ids_by_kind(known)
+        known = yield from named_gates(list(keys))
     locked = yield from numbered(
-        [*queues, *(row[2] for row in rows)],
-        [*flows, *(row[3] for row in rows)],
-        [*crowds, *(row[8] for row in rows)],
+        *([*named, *living] for named, living in zip(ids_by_kind(known), _gates_in(rows), strict=True))
     )
     if len(by_key(locked.values(), keys)) < len(keys):
         raise Collision
@@ -527,7 +592,7 @@ def unmake(made: Sequence[GateId]) -> Script[None]:
 
 
 def ids_by_kind(gates: Mapping[Key, Gate]) -> Sequence[Sequence[GateId]]:
-    """Queues, keys and crowds."""
+    """Queues, keys, crowds and tenants."""
     return [[gate.id for key, gate in gates.items() if key[1] is kind] for kind in GateKind]
 
 
@@ -561,21 +626,26 @@ def keys_in(arrivals: Sequence[tuple[Message, int]]) -> dict[Key, int]:
 
 def ensured(keys: Mapping[Key, int]) -> Script[dict[Key, Gate]]:
     """The gates with these names, made at the instant given when there are none."""
-    gates = yield from _named(list(keys))
+    gates = yield from named_gates(list(keys))
     if len(gates) < len(keys):
         yield from ensure({key: now for key, now in keys.items() if key not in gates})
-        gates = yield from _named(list(keys))
+        gates = yield from named_gates(list(keys))
     return gates
 
 
-def _named(keys: Sequence[Key]) -> Script[dict[Key, Gate]]:
+def _gates_in(rows: Sequence[Row]) -> Sequence[Sequence[GateId | None]]:
+    """From rows of `OF`: queues, keys, crowds and tenants."""
+    return [[row[column] for row in rows] for column in (2, 3, 8, 9)]
+
+
+def named_gates(keys: Sequence[Key]) -> Script[dict[Key, Gate]]:
     gates = [gate_of(row) for row in (yield from read(_NAMED, keys))]
     return {(gate.tenant, gate.kind, gate.name or ""): gate for gate in gates}
 
 
 def held_gates(keys: Sequence[Key]) -> Script[dict[Key, Gate]]:
     """The gates with these names that there are, locked."""
-    found = yield from _named(keys)
+    found = yield from named_gates(keys)
     return by_key((yield from numbered(*ids_by_kind(found))).values(), keys)
 
 
@@ -583,6 +653,7 @@ def numbered(
     queues: Iterable[GateId | None],
     flows: Iterable[GateId | None],
     crowds: Iterable[GateId | None] = (),
+    owners: Iterable[GateId | None] = (),
     *,
     wait: bool = True,
 ) -> Script[dict[GateId, Gate]]:
@@ -590,7 +661,9 @@ def numbered(
     lock = "/*FOR UPDATE*/" if wait else "/*FOR UPDATE SKIP LOCKED*/"
     gates: dict[GateId, Gate] = {}
     ordered = [
-        id_ for ids in (queues, flows, crowds) for id_ in sorted({id_ for id_ in ids if id_ is not None})
+        id_
+        for ids in (queues, flows, crowds, owners)
+        for id_ in sorted({id_ for id_ in ids if id_ is not None})
     ]
     for part in slices(ordered, _SLICE):
         bind = Parameters()
@@ -659,20 +732,24 @@ def _changed(gate: Gate, now: int) -> Script[int | None]:
             """,
             (gate.id,),
         )
-        yield from write(_STAND, [(*row[:3], gate.id, row[3], 0) for row in rows])
+        yield from write(STAND, [(*row[:3], gate.id, row[3], 0, None) for row in rows])
         yield from write(_DUE, [(*row[:2], None) for row in rows])
         gate = replace(gate, held=gate.held - len(rows))
     gates[gate.id] = gate
     return (yield from save(gates.values(), now))
 
 
-def save(gates: Iterable[Gate], now: int) -> Script[int | None]:
-    """Write gates, and when each of them opens; the earliest of these instants. A deleted queue goes when the last
-    of its messages has gone."""
+def save(gates: Iterable[Gate], now: int, *, rest: Collection[GateId] = ()) -> Script[int | None]:
+    """Write gates, and when each of them opens, those of `rest` not for `_REST_MS`; the earliest of these instants.
+    A deleted queue goes when the last of its messages has gone."""
     gates = list(gates)
-    rows = yield from read(_FIRSTS, [(gate.id,) for gate in gates])
+    rows = yield from read(FIRSTS, [(gate.id,) for gate in gates])
     firsts: dict[int, int | None] = {row[0]: row[1] for row in rows}
-    openings = [opens_at(gate, firsts[gate.id], now) for gate in gates]
+    openings = [
+        opening if opening is None or gate.id not in rest else max(opening, now + _REST_MS)
+        for gate in gates
+        for opening in (opens_at(gate, firsts[gate.id], now),)
+    ]
     yield from write(
         _SAVE, [(*gate_row(gate), opening) for gate, opening in zip(gates, openings, strict=True)]
     )

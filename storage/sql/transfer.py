@@ -105,6 +105,7 @@ _TABLES = {
             "queue",
             "flow",
             "crowd",
+            "owner",
             "seq",
             "eligible_at",
             "waits_at",

@@ -75,8 +75,8 @@ class SqliteAccounts:
             lambda: catalog.add_tenant(user_id, current_key=current_key, next_key=next_key, now=now)
         )
 
-    async def put_limits(self, tenant: TenantId, limits: TenantLimits) -> bool:
-        return await self._run(lambda: catalog.put_limits(tenant, limits))
+    async def put_limits(self, tenant: TenantId, limits: TenantLimits, *, now: int) -> bool:
+        return await self._run(lambda: catalog.put_limits(tenant, limits, now=now))
 
     async def put_signed_by(self, tenant: TenantId, signed_by: SignedBy) -> bool:
         return await self._run(lambda: catalog.put_signed_by(tenant, signed_by))

@@ -33,6 +33,7 @@ from storage.protocol import (
     FlowKey,
     History,
     Page,
+    Permits,
     Published,
     Retention,
     ScheduleView,
@@ -229,6 +230,9 @@ class SqliteStorage:
     async def set_aside(self, surplus: Mapping[Crowd, Sequence[Lease]], *, now: int, limit: int) -> SetAside:
         return await self._call(lambda tx: work.set_aside(tx, surplus, now, limit))
 
+    async def ask_permits(self, leases: Sequence[Lease], *, now: int, sift: int) -> Permits:
+        return await self._call(lambda tx: work.ask_permits(tx, leases, now, sift))
+
     async def renew(self, leases: Sequence[Lease], *, until: int) -> Sequence[MessageId]:
         return await self._call(lambda tx: work.renew(tx, leases, until))
 
@@ -405,8 +409,8 @@ class SqliteStorage:
             lambda: catalog.add_tenant(user_id, current_key=current_key, next_key=next_key, now=now)
         )
 
-    async def put_limits(self, tenant: TenantId, limits: TenantLimits) -> bool:
-        return await self._write(lambda: catalog.put_limits(tenant, limits))
+    async def put_limits(self, tenant: TenantId, limits: TenantLimits, *, now: int) -> bool:
+        return await self._write(lambda: catalog.put_limits(tenant, limits, now=now))
 
     async def put_signed_by(self, tenant: TenantId, signed_by: SignedBy) -> bool:
         return await self._write(lambda: catalog.put_signed_by(tenant, signed_by))

@@ -5,11 +5,11 @@ crash anywhere in one of them undoes all of it; what that means for the road of 
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from relay.domain.delivery import Change, Claim, Lease, Settlement
 from relay.domain.fairness import Crowd
-from relay.domain.gates import Gate, GateId, GateKind, is_gated
+from relay.domain.gates import Gate, GateId, GateKind, is_gated, may_hold
 from relay.domain.message import Message, MessageId
 from storage.codec import (
     ACTIVE,
@@ -28,8 +28,8 @@ from storage.codec import (
     rare_row,
     storable,
 )
-from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Published, Receipt, SetAside
-from storage.sql import crowds, gates
+from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Permits, Published, Receipt, SetAside
+from storage.sql import crowds, gates, permits
 from storage.sql.crowds import STANDS_ASIDE
 from storage.sql.gates import Member, Rest, Waiter, rest_of
 from storage.sql.road import LOST, NO_TERMS, Acceptance, Identity, canceled, distinct, left, stopped
@@ -237,9 +237,10 @@ def claim(tx: Tx, terms: ClaimTerms, now: int) -> Claimed:
     """
     opens_at = tx.run(gates.next_opening())
     admitted: Sequence[Row] = ()
+    holders: Collection[int] = ()
     passed_over = False
     if opens_at is not None and opens_at <= now and terms.limit > 0:
-        admitted, terms, passed_over = _admitted(tx, terms, now)
+        admitted, holders, terms, passed_over = _admitted(tx, terms, now)
         opens_at = tx.run(gates.next_opening())
     rows = _due(tx, terms, now)
     lost = [(row[0], row[1]) for row in rows if row[2] == ACTIVE and not row[6]]
@@ -278,6 +279,7 @@ def claim(tx: Tx, terms: ClaimTerms, now: int) -> Claimed:
             claimed_at=now,
             retried=retried,
             lost_leases=lost_leases + taken_over,
+            permit=id_ in holders,
         )
         if cancel_requested:
             abandoned.append(one)
@@ -359,25 +361,36 @@ def _sift(crowd: Crowd, gate: GateId, now: int, limit: int) -> Script[int]:
     return len((yield Query("DELETE FROM temp.sifted RETURNING 1")))
 
 
-def _admitted(tx: Tx, terms: ClaimTerms, now: int) -> tuple[Sequence[Row], ClaimTerms, bool]:
-    """What passes the gates that are open, with its content; the terms for what is due besides; and whether a crowd
-    was passed over.
+def ask_permits(tx: Tx, leases: Sequence[Lease], now: int, sift: int) -> Permits:
+    """Let leased deliveries have a permit of their tenant, or wait in its line.
+
+    Killed before the commit, their leases run out; killed after it, so do those of who has a permit, and whoever
+    takes them over has it then, while any claim finds the others in their line.
+    """
+    answer, opens_at = tx.run(permits.ask(leases, now=now, sift=sift))
+    tx.due(opens_at)
+    return answer
+
+
+def _admitted(tx: Tx, terms: ClaimTerms, now: int) -> tuple[Sequence[Row], Collection[int], ClaimTerms, bool]:
+    """What passes the gates that are open, with its content; which of it has a permit of its tenant; the terms for
+    what is due besides; and whether somebody was passed over.
 
     Lanes of queues cost no room: whoever gets one is due like anything else. Permits are taken and used at once,
     because they count from then; while there is more than room for, gates and the due get half of it each, of the
     gates keys and crowds half again, and the only place there is goes to whoever waited longer.
     """
-    queues = tx.run(gates.open_gates(GateKind.QUEUE, now))
+    queues = tx.run(gates.open_gates((GateKind.QUEUE,), now))
     if queues:
         tx.run(gates.give_lanes(queues, now))
     # Only now: whoever got a lane may have gone on to a key.
-    keys = tx.run(gates.open_gates(GateKind.FLOW, now))
+    keys = tx.run(gates.open_gates((GateKind.FLOW, GateKind.TENANT), now))
     waiting: Sequence[tuple[Gate, int]] = ()
     passed_over = False
     if terms.shares is not None:
         waiting, passed_over = tx.run(crowds.open_crowds(terms.shares, now))
     if not keys and not waiting:
-        return (), terms, passed_over
+        return (), (), terms, passed_over
     due = tx.rows(
         "SELECT due_at FROM deliveries WHERE due_at <= ?1 ORDER BY due_at LIMIT ?2", (now, terms.limit)
     )
@@ -398,7 +411,8 @@ def _admitted(tx: Tx, terms: ClaimTerms, now: int) -> tuple[Sequence[Row], Claim
         passing = [*passing, *tx.run(let_in)]
         rest = left(terms, [one.size for one in passing])
     found = {(row[0], row[1]): row for row in tx.bulk(_CONTENT, [(one.tenant, one.id) for one in passing])}
-    return [found[one.tenant, one.id] for one in passing], rest, passed_over
+    holders = {one.id for one in passing if one.owner is not None}
+    return [found[one.tenant, one.id] for one in passing], holders, rest, passed_over
 
 
 def _due(tx: Tx, terms: ClaimTerms, now: int) -> Sequence[Row]:
@@ -437,7 +451,7 @@ def _apply(tx: Tx, settlements: Sequence[Settlement]) -> None:
         message = one.message
         tenant, id_, at, due_at = message.tenant, message.id, settlement.at, settlement.due_at
         wakes_at = due_at
-        if is_gated(message):
+        if may_hold(one):
             rests.append(rest_of(settlement))
             if message.flow is not None:
                 wakes_at = None

@@ -164,7 +164,7 @@ async def test_disabling_and_enabling_an_account_counts_within_a_second(rig: Rig
 
 async def test_limits_of_an_account_count_within_a_second(rig: Rig) -> None:
     assert (await rig.call("POST", "/v2/publish/https://a.example", body=b"12345")).status == 200
-    await rig.storage.put_limits(TENANT, TenantLimits(max_message_bytes=4))
+    await rig.storage.put_limits(TENANT, TenantLimits(max_message_bytes=4), now=rig.clock.now())
     rig.clock.advance(1_000)
     assert (await rig.call("POST", "/v2/publish/https://a.example", body=b"12345")).status == 413
     assert (await rig.call("POST", "/v2/publish/https://a.example", body=b"1234")).status == 200

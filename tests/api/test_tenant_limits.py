@@ -6,7 +6,8 @@ import pytest
 
 from relay.domain.tenant import Limits, TenantLimits
 from tests.api.rig import FOREIGN, TOKEN, Reply, Rig
-from tests.builders import TENANT
+from tests.builders import TENANT, a_message
+from tests.contract.steps import accept, ask_permits, take
 
 URL = "https://example.com/hook"
 CRON = {"Upstash-Cron": "@daily"}
@@ -20,7 +21,7 @@ DOORS: tuple[tuple[str, dict[str, str]], ...] = (
 
 
 async def limit(rig: Rig, limits: TenantLimits) -> None:
-    await rig.storage.put_limits(TENANT, limits)
+    await rig.storage.put_limits(TENANT, limits, now=rig.clock.now())
     rig.clock.advance(1_000)
 
 
@@ -129,3 +130,19 @@ async def test_what_was_accepted_before_a_limit_goes_on(rig: Rig) -> None:
     assert message_id is not None
     assert (await rig.show(message_id))["maxRetries"] == 9
     assert (await rig.call("POST", f"/v2/dlq/retry/{dlq_id}")).status == 201
+
+
+async def test_an_account_sees_how_much_it_may_have_in_flight_and_has(rig: Rig) -> None:
+    async def shown(token: str) -> dict[str, int]:
+        shown: dict[str, int] = (await rig.call("GET", "/v2/globalParallelism", token=token)).json
+        return shown
+
+    others = await shown(FOREIGN)
+    await limit(rig, TenantLimits(max_parallelism=2))
+    messages = [a_message(created_at=rig.clock.now()) for _ in range(3)]
+    now = rig.clock.now()
+    await accept(rig.storage, *messages, now=now)
+    granted, _ = await ask_permits(rig.storage, await take(rig.storage, now=now), now=now)
+    assert len(granted) == 2
+    assert await shown(TOKEN) == {"parallelismMax": 2, "parallelismCount": 2}
+    assert await shown(FOREIGN) == others

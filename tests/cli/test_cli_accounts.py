@@ -182,6 +182,8 @@ def test_limits_are_spelled_like_the_relays_own_and_one_leaves_the_others_alone(
     [
         ("--max-retries", "-1"),
         ("--max-retries", "many"),
+        ("--max-parallelism", "0"),
+        ("--max-parallelism", "few"),
         ("--max-message-bytes", "0"),
         ("--max-message-bytes", "1 MB"),
         ("--log-retention", "9m"),
@@ -197,6 +199,17 @@ def test_a_limit_that_makes_no_sense_is_named_and_changes_nothing(
     assert console("tenants", "set", "acme", f"{argv[0]}={argv[1]}").code == 2
     assert argv[0] in capsys.readouterr().err
     assert done(console("tenants", "show", "acme", "--json"))["limits"] == {}
+
+
+def test_a_tenant_may_be_limited_from_the_beginning(console: Console, database: str) -> None:
+    created = done(
+        console("tenants", "create", "acme", "--max-parallelism", "7", "--max-retries", "1", "--json")
+    )
+    assert created["limits"] == {"maxRetries": 1, "maxParallelism": 7}
+    (tenant,) = look(database, lambda storage: storage.tenants())
+    assert (tenant.limits.max_parallelism, tenant.limits.max_retries) == (7, 1)
+    changed = done(console("tenants", "set", "acme", "--max-parallelism", "default", "--json"))
+    assert changed == {"tenant": "acme", "limits": {"maxRetries": 1}}
 
 
 def test_how_a_tenant_signs_is_set_shown_and_set_back(console: Console, database: str) -> None:

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from relay.domain.dead_letter import DeadLetter
-from relay.domain.delivery import Claim, State, settle
+from relay.domain.delivery import Claim, Lease, State, settle
 from relay.domain.event import Event
 from relay.domain.gates import is_gated
 from relay.domain.message import Message, MessageId, TenantId
@@ -34,6 +36,23 @@ async def start(storage: Storage, *messages: Message, now: int = NOW) -> Sequenc
 async def take(storage: Storage, *, now: int = NOW) -> Sequence[Claim]:
     """Claim all that is due."""
     return (await storage.claim(TERMS, now=now)).claims
+
+
+async def ask_permits(
+    storage: Storage, claims: Sequence[Claim], *, now: int = NOW, sift: int = 0
+) -> tuple[Sequence[Claim], Sequence[Claim]]:
+    """Ask for one for each claim that has none; those that have one now, and those that stay as they are."""
+    asking = [replace(claim, permit=True) for claim in claims if not claim.permit]
+    leases = [
+        Lease(tenant=claim.message.tenant, message_id=claim.message.id, claim_no=claim.claim_no)
+        for claim in asking
+    ]
+    permits = await storage.ask_permits(leases, now=now, sift=sift)
+    had = [claim for claim in claims if claim.permit]
+    granted = [claim for claim in asking if claim.message.id in permits.granted]
+    return [*had, *granted], [
+        claim for claim in asking if claim.message.id not in {*permits.granted, *permits.waiting}
+    ]
 
 
 async def deliver(storage: Storage, *claims: Claim, now: int = NOW) -> Sequence[MessageId]:

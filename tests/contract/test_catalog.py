@@ -188,12 +188,12 @@ async def test_limits_are_a_tenants_own_and_reach_whoever_speaks_for_it(storage:
     tenant, other = await create(storage), await create(storage, "umbrella")
     await storage.issue_token(a_token(tenant=tenant.id))
     limits = TenantLimits(max_message_bytes=10, max_retries=0, max_parallelism=2, dlq_retention_ms=5)
-    assert await storage.put_limits(tenant.id, limits)
+    assert await storage.put_limits(tenant.id, limits, now=NOW)
     assert await storage.principal(HASH) == Principal(tenant=tenant.id, limits=limits)
     assert await storage.tenants() == [replace(tenant, limits=limits), other]
-    assert await storage.put_limits(tenant.id, TenantLimits())
+    assert await storage.put_limits(tenant.id, TenantLimits(), now=NOW)
     assert await storage.tenant(tenant.id) == tenant
-    assert not await storage.put_limits(TenantId(other.id + 1), limits)
+    assert not await storage.put_limits(TenantId(other.id + 1), limits, now=NOW)
 
 
 async def test_how_a_tenant_signs_is_its_own_and_outlives_starts_and_rotations(storage: Storage) -> None:
@@ -224,7 +224,7 @@ async def test_a_tenant_is_disabled_since_the_first_time_until_it_is_enabled(sto
 async def test_what_a_start_puts_and_a_rotation_leave_limits_and_disabling_alone(storage: Storage) -> None:
     await storage.put_tenant(a_tenant(), now=NOW)
     limits = TenantLimits(max_retries=1)
-    await storage.put_limits(TENANT, limits)
+    await storage.put_limits(TENANT, limits, now=NOW)
     await storage.put_disabled(TENANT, at=NOW)
     await storage.put_tenant(a_tenant("renamed"), now=NOW)
     rotated = await storage.rotate_keys(TENANT, fresh="sig_3")

@@ -229,3 +229,40 @@ async def test_several_crowds_of_a_tenant_get_no_more_than_the_tenant_may(storag
     claims = await take_shares(storage, tenants={TENANT: 3})
     assert [claim.message.tenant for claim in claims].count(TENANT) == 3
     assert [claim.message.tenant for claim in claims].count(OTHER_TENANT) == 5
+
+
+async def test_a_message_with_a_lane_of_its_queue_keeps_it_in_a_crowd(storage: Storage) -> None:
+    first, second = to(A, queue="q"), to(A, queue="q")
+    await accept(storage, first, second)
+    (claim,) = await take(storage)
+    aside = await storage.set_aside({A: leases_of(claim)}, now=NOW, limit=100)
+    assert (aside.stayed, aside.sifted) == ([], 0)
+    assert await take(storage, now=LATER) == []
+    assert await take_shares(storage, {A: 0}) == []
+    (again,) = await take_shares(storage)
+    assert (again.message.id, again.claim_no) == (first.id, 2)
+    assert await take_shares(storage) == []
+    assert await deliver(storage, again) == []
+    assert await states(storage, first) == [State.CREATED, State.ACTIVE, State.DELIVERED]
+    assert ids_of(await take_shares(storage, now=LATER)) == [second.id]
+
+
+async def test_a_message_of_a_queue_can_be_canceled_in_a_crowd_and_its_lane_is_free(storage: Storage) -> None:
+    first, second = to(A, queue="q"), to(A, queue="q")
+    await accept(storage, first, second)
+    (claim,) = await take(storage)
+    await storage.set_aside({A: leases_of(claim)}, now=NOW, limit=100)
+    assert await storage.cancel(TENANT, Selection(message_ids=(first.id,)), limit=None, now=NOW) == [first.id]
+    assert ids_of(await take_shares(storage)) == [second.id]
+    assert await storage.delete_queue(TENANT, "q", now=NOW)
+
+
+async def test_very_many_keys_whose_hosts_have_their_share_stand_in_nobodys_way(storage: Storage) -> None:
+    await accept(storage, *(to(A, flow=FlowControl(key=str(number))) for number in range(500)))
+    other = to(OTHER_A, flow=FlowControl(key="other"))
+    await accept(storage, other)
+    taken: list[MessageId] = []
+    for _ in range(4):
+        taken += ids_of(await take_shares(storage, {A: 0}))
+    assert taken == [other.id]
+    assert len(await take_shares(storage, now=NOW + 2_000)) > 0

@@ -25,6 +25,7 @@ from relay.domain.gates import (
 from relay.domain.message import Callback, FlowControl, Message, MessageId
 from relay.domain.publish import redrive
 from relay.domain.selection import Selection
+from relay.domain.tenant import Tenant, TenantLimits
 from storage.protocol import ClaimTerms, FlowKey, Receipt, Retention, Storage
 from tests.builders import NOW, OTHER_TENANT, TENANT, a_message, a_message_id, an_attempt, next_id
 from tests.contract.conftest import BACKENDS
@@ -34,6 +35,7 @@ from tests.contract.steps import (
     LEASE_MS,
     TERMS,
     accept,
+    ask_permits,
     graves,
     happenings,
     states,
@@ -874,6 +876,10 @@ class Machine(RuleBasedStateMachine):
         #: Claims whose lease has not run out, and those that vanished workers still hold.
         self.claims: dict[int, tuple[Claim, int]] = {}
         self.stale: list[Claim] = []
+        #: What the tenant may have in flight.
+        self.limit: int | None = None
+        tenant = Tenant(id=TENANT, user_id="t", current_key="a", next_key="b")
+        self.wait(self.storage.put_tenant(tenant, now=self.now))
 
     def teardown(self) -> None:
         try:
@@ -927,7 +933,7 @@ class Machine(RuleBasedStateMachine):
         )
         assert all(c.message.flow is None and c.message.origin.queue is None for c in published.claims)
         self.living.update((message.id, message) for message in messages)
-        self.hold(published.claims)
+        self.hold(self.permitted(published.claims))
 
     @rule(limit=st.sampled_from([1, 2, 10]))
     def claim(self, limit: int) -> None:
@@ -936,7 +942,7 @@ class Machine(RuleBasedStateMachine):
         claimed = self.wait(self.storage.claim(ClaimTerms(limit=limit, lease_ms=LEASE_MS), now=self.now))
         assert len(claimed.claims) <= limit
         self.lapse()
-        self.hold(claimed.claims)
+        self.hold(self.permitted(claimed.claims))
         keyed = [c for c in claimed.claims if c.message.flow is not None]
         if keyed:
             assert key is not None
@@ -956,6 +962,23 @@ class Machine(RuleBasedStateMachine):
             assert queue.parallelism is not None
             assert len(unfinished) + len(new) <= queue.parallelism
         self.begun.update(c.message.id for c in claimed.claims)
+
+    def permitted(self, claims: Sequence[Claim]) -> Sequence[Claim]:
+        """Those that the limit of the tenant lets be attempted; who stays as he is is handed back."""
+        if self.limit is None:
+            return claims
+        held = self.wait(self.storage.in_flight(TENANT, now=self.now))
+        granted, staying = self.wait(ask_permits(self.storage, claims, now=self.now, sift=2))
+        assert self.wait(self.storage.in_flight(TENANT, now=self.now)) <= max(held, self.limit)
+        back = [released(claim, now=self.now, due_at=self.now + 200) for claim in staying]
+        assert self.wait(self.storage.settle(back)) == []
+        return granted
+
+    @rule(limit=st.sampled_from([None, 1, 2, 3]))
+    def limit_the_tenant(self, limit: int | None) -> None:
+        self.limit = limit
+        limits = TenantLimits(max_parallelism=limit)
+        assert self.wait(self.storage.put_limits(TENANT, limits, now=self.now))
 
     def in_the_queue(self) -> set[int]:
         """Unfinished messages, and finished ones with unfinished callbacks."""
@@ -1053,6 +1076,17 @@ class Machine(RuleBasedStateMachine):
             unnoticed = [c for c in self.stale if c.message.flow is not None]
             assert len(self.flying("k")) <= key.gate.held <= len(self.flying("k")) + len(unnoticed)
 
+    @invariant()
+    def no_permit_is_lost_or_held_in_secret(self) -> None:
+        if self.limit is None:
+            return
+        held = self.wait(self.storage.in_flight(TENANT, now=self.now))
+        flying = [claim for claim, _ in self.claims.values()]
+        # Who took over a lost lease without asking may have what came with it.
+        unsure = [claim for claim in flying if claim.lost_leases and not claim.permit]
+        sure = sum(claim.permit for claim in flying)
+        assert sure <= held <= sure + len(unsure) + len(self.stale)
+
     def everybody_is_served(self) -> None:
         """From any state on: open the gates, answer whatever is handed out, and look when storage says to."""
         self.now += LEASE_MS
@@ -1062,12 +1096,13 @@ class Machine(RuleBasedStateMachine):
         in_order: list[int] = []
         while True:
             claimed = self.wait(self.storage.claim(ClaimTerms(limit=100, lease_ms=LEASE_MS), now=self.now))
-            for claim in claimed.claims:
+            claims = self.permitted(claimed.claims)
+            for claim in claims:
                 if claim.message.origin.queue and claim.message.id not in self.begun:
                     in_order.append(claim.message.id)
                 self.living.pop(claim.message.id, None)
             attempt = an_attempt(started_at=self.now, ended_at=self.now)
-            settlements = [settle(c, attempt, next_id=next_id) for c in claimed.claims]
+            settlements = [settle(c, attempt, next_id=next_id) for c in claims]
             assert self.wait(self.storage.settle(settlements)) == []
             self.living.update((one.id, one) for settled in settlements for one in settled.publishes)
             if claimed.claims:
@@ -1078,6 +1113,8 @@ class Machine(RuleBasedStateMachine):
             self.now = max(self.now, claimed.next_due_at)
         assert self.living == {}
         assert self.wait(self.storage.stats()).live == 0
+        assert self.wait(self.storage.in_flight(TENANT, now=self.now)) == 0
+        assert self.wait(self.storage.count_rows("gated")) == 0
 
 
 @pytest.mark.parametrize("backend", list(BACKENDS))
@@ -1091,3 +1128,23 @@ def test_no_interleaving_exceeds_a_limit_or_forgets_anybody(backend: str) -> Non
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+async def test_a_message_that_waits_at_its_key_while_its_callback_is_out_can_be_canceled(
+    storage: Storage,
+) -> None:
+    message = a_message(queue="q", flow=ONE_AT_A_TIME, callback=Callback(url=URL))
+    await accept(storage, message)
+    (claim,) = await take(storage)
+    attempt = an_attempt(started_at=NOW, status=500)
+    assert await storage.settle([settle(claim, attempt, next_id=next_id)]) == []
+    assert await storage.cancel(TENANT, Selection(message_ids=(message.id,)), limit=None, now=NOW) == [
+        message.id
+    ]
+    assert (await queue(storage)).held == 1
+    assert (await key(storage)).gate.members == 0
+    (report,) = await take(storage, now=NOW + 10)
+    assert report.message.origin.source == message.id
+    assert await end(storage, [report], 200, NOW) == []
+    gate = await queue(storage)
+    assert (gate.held, gate.members) == (0, 0)

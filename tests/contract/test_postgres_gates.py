@@ -15,6 +15,7 @@ from relay.domain.delivery import Claim, released, settle
 from relay.domain.gates import Configure, GateKind, Pin
 from relay.domain.message import Callback, FlowControl, Message, MessageId
 from relay.domain.selection import Selection
+from relay.domain.tenant import Tenant, TenantLimits
 from relay.ids import Ids
 from storage.postgres import open_postgres
 from storage.postgres.driver import Connection, Session, connect, target_of
@@ -25,8 +26,8 @@ from storage.postgres.work import Claiming, Road
 from storage.protocol import ClaimTerms, Storage
 from storage.sql.road import Acceptance
 from tests import postgres_server
-from tests.builders import NOW, TENANT, a_message, an_attempt, next_id
-from tests.contract.steps import LATER, TERMS, accept, deliver, take
+from tests.builders import NOW, OTHER_TENANT, TENANT, a_message, an_attempt, next_id
+from tests.contract.steps import LATER, TERMS, accept, ask_permits, deliver, take
 
 #: So long that nobody who answers loses a lease, so short that the ones lost are soon taken over.
 _LEASE_MS = 20_000
@@ -87,8 +88,10 @@ class Hammer:
     has to count them. Time moves with what is done, and by more when there is nothing to do.
     """
 
-    def __init__(self, nodes: Sequence[Storage], seed: int) -> None:
+    def __init__(self, nodes: Sequence[Storage], seed: int, limit: int | None) -> None:
         self.nodes = nodes
+        #: What the tenant may have in flight.
+        self.limit = limit
         self.chance = random.Random(seed)
         self.now = NOW
         self.living: dict[int, Message] = {}
@@ -111,6 +114,8 @@ class Hammer:
         self.turns = 0
         self.turned = asyncio.Condition()
         self.over = False
+        #: Attempts in flight at the same moment.
+        self.most = 0
 
     async def run(self) -> None:
         self.publishing = len(self.nodes)
@@ -160,8 +165,9 @@ class Hammer:
             claimed = await node.claim(terms, now=now)
             self.busy -= 1
             self.tick()
-            self.look_at(claimed.claims, now, closed & self.paused)
-            mine += claimed.claims
+            claims = await self.permitted(node, claimed.claims, now)
+            self.look_at(claims, now, closed & self.paused)
+            mine += claims
             self.chance.shuffle(mine)
             ready = [
                 mine.pop()
@@ -174,6 +180,15 @@ class Hammer:
             await self.turn()
         self.over = True
         await self.turn()
+
+    async def permitted(self, node: Storage, claims: Sequence[Claim], now: int) -> Sequence[Claim]:
+        """Those that the limit of the tenant lets be attempted."""
+        self.busy += 1
+        granted, staying = await ask_permits(node, claims, now=now, sift=5)
+        # They may be claimed by others as soon as they are handed back, so nobody counts them here.
+        await node.settle([released(claim, now=now, due_at=now + 5) for claim in staying])
+        self.busy -= 1
+        return granted
 
     def left(self) -> set[int]:
         """Who is still to be answered: not those that were cancelled and lost, which storage ends by itself."""
@@ -289,6 +304,9 @@ class Hammer:
             if claim.message.flow is not None and (until > now or claim.message.id not in lost)
         )
         assert all(attempts[key] <= slots for key, slots in _SLOTS.items()), attempts
+        flying = [id_ for id_, (_, until) in self.flying.items() if until > now or id_ not in lost]
+        assert self.limit is None or len(flying) <= self.limit
+        self.most = max(self.most, len(flying))
 
     def look_back(self) -> None:
         """Once everything is over."""
@@ -301,21 +319,26 @@ class Hammer:
             called, returned = self.accepted[id_]
             assert latest < returned, "somebody was overtaken who had been accepted before"
             latest = max(latest, called)
+        assert self.limit is None or self.most == self.limit
         assert len(once) > 3
         assert len(thrice) > 3
         assert len(self.in_order) > 10
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(("seed", "limit"), [(1, None), (2, None), (3, 3)])
 async def test_three_nodes_at_the_same_gates_exceed_no_limit_forget_nobody_and_never_deadlock(
-    nodes: Sequence[Storage], database: Any, seed: int
+    nodes: Sequence[Storage], database: Any, seed: int, limit: int | None
 ) -> None:
-    hammer = Hammer(nodes, seed)
+    await nodes[0].put_tenant(Tenant(id=TENANT, user_id="t", current_key="a", next_key="b"), now=NOW)
+    await nodes[0].put_limits(TENANT, TenantLimits(max_parallelism=limit), now=NOW)
+    hammer = Hammer(nodes, seed, limit)
     await hammer.run()
     hammer.look_back()
     assert (await nodes[2].claim(TERMS, now=hammer.now + _LEASE_MS)).claims == []
     for one in (*await nodes[0].queues(TENANT), *await keys_of(nodes[1], hammer.now)):
         assert (one.name, one.held, one.members) == (one.name, 0, 0)
+    assert await nodes[0].in_flight(TENANT, now=hammer.now) == 0
+    assert await nodes[0].count_rows("gated") == 0
     assert (await nodes[2].stats()).live == 0
     assert (await nodes[2].claim(TERMS, now=hammer.now + _LEASE_MS)).next_due_at is None
     await asyncio.gather(*(node.close() for node in nodes))
@@ -449,7 +472,7 @@ async def rows_for_a_message(connection: Weighing, key: str, node: int) -> int:
 
 
 async def test_ten_thousand_behind_closed_gates_cost_others_nothing(
-    url: str, nodes: Sequence[Storage]
+    url: str, nodes: Sequence[Storage], database: Any
 ) -> None:
     node = nodes[0]
     await node.change_gate(TENANT, GateKind.FLOW, "paused", Configure(paused=True), create=True, now=NOW)
@@ -463,6 +486,14 @@ async def test_ten_thousand_behind_closed_gates_cost_others_nothing(
     for waiting in ({"flow": FlowControl(key="paused")}, {"flow": full}, {"queue": "q"}):
         for _ in range(4):
             await accept(node, *(a_message(**waiting) for _ in range(1_000)))
+    other = Tenant(id=OTHER_TENANT, user_id="o", current_key="a", next_key="b")
+    await node.put_tenant(other, now=NOW)
+    await node.put_limits(OTHER_TENANT, TenantLimits(max_parallelism=1), now=NOW)
+    for _ in range(3):
+        await accept(node, *(a_message(tenant=OTHER_TENANT) for _ in range(1_000)))
+        await ask_permits(node, await take(node), sift=2_000)
+    # What was moved aside leaves dead rows once.
+    await database.execute("VACUUM deliveries")
     assert await rows_for_a_message(connection, "open", node=201) <= before + 3
     assert before < 200
     assert await take(nodes[1]) == []
@@ -475,7 +506,12 @@ async def test_without_a_gate_every_step_of_the_road_is_still_one_statement(
     await accept(
         nodes[0], a_message(queue="q", not_before=LATER), a_message(flow=FlowControl(key="k", rate=1))
     )
-    await take(nodes[0])
+    other = Tenant(id=OTHER_TENANT, user_id="o", current_key="a", next_key="b")
+    await nodes[0].put_tenant(other, now=NOW)
+    await nodes[0].put_limits(OTHER_TENANT, TenantLimits(max_parallelism=1), now=NOW)
+    await accept(nodes[0], *(a_message(tenant=OTHER_TENANT) for _ in range(20)))
+    granted, _ = await ask_permits(nodes[0], await take(nodes[0]))
+    assert [claim.message.tenant for claim in granted].count(OTHER_TENANT) == 1
     session = Session(longest_s=5.0, hot=True)
     opened = await connect(target_of(url), session)
     connection = Counting(opened.raw, target_of(url), session)

@@ -11,18 +11,19 @@ from pathlib import Path
 import pytest
 
 from relay.domain.errors import Unavailable
+from relay.domain.message import FlowControl
 from relay.domain.tenant import Principal, Tenant, Token
 from relay.ids import Ids
 from storage.migrate import migrations_of
 from storage.protocol import CannotOpen
-from storage.sql import archive, cancel
+from storage.sql import archive, cancel, transfer
 from storage.sql.script import Query, Script
 from storage.sqlite import driver, open_sqlite
 from storage.sqlite.driver import Connection, Rejected
 from storage.sqlite.readers import Readers
 from storage.sqlite.writer import Kind, Tx, Writer
 from tests.builders import NOW, TENANT, a_message
-from tests.contract.steps import EVERYTHING, LEASE_MS, TERMS, accept, happenings, take
+from tests.contract.steps import EVERYTHING, LATER, LEASE_MS, TERMS, accept, deliver, happenings, take
 
 HASH = b"h" * 32
 
@@ -124,6 +125,36 @@ async def test_a_database_of_an_earlier_version_is_migrated_with_what_it_holds(p
     ]
     assert await storage.url_groups(TENANT) == []
     assert await storage.queues(TENANT) == []
+    await storage.close()
+
+
+async def test_what_waits_at_gates_is_migrated_with_them(path: Path) -> None:
+    (gates,) = (one for one in migrations_of("storage.sqlite") if one.version == 3)
+    storage = await open_sqlite(str(path))
+    flow = FlowControl(key="k", parallelism=1)
+    messages = [a_message(queue="q", flow=flow) for _ in range(2)]
+    await accept(storage, *messages)
+    (claim,) = await take(storage)
+    tables = {name: (await storage.read_rows(name, after=None, limit=9)).rows for name in ("gates", "gated")}
+    await storage.close()
+    with closing(driver.connect_writer(path)) as connection:
+        # As they were before, with the same rows.
+        connection.executescript(
+            "DROP TABLE gates; DROP TABLE gated; DELETE FROM migrations WHERE version = 7;"
+        )
+        connection.executescript(gates.text)
+        for name, rows in tables.items():
+            columns = list(transfer.columns(name))
+            kept = [number for number, column in enumerate(columns) if column != "owner"]
+            marks = ", ".join("?" * len(kept))
+            connection.executemany(
+                f"INSERT INTO {name} ({', '.join(columns[number] for number in kept)}) VALUES ({marks})",
+                [[row[number] for number in kept] for row in rows],
+            )
+    storage = await open_sqlite(str(path))
+    assert {name: (await storage.read_rows(name, after=None, limit=9)).rows for name in tables} == tables
+    assert await deliver(storage, claim) == []
+    assert [claim.message for claim in await take(storage, now=LATER)] == messages[1:]
     await storage.close()
 
 

@@ -23,7 +23,18 @@ from storage.sqlite import open_sqlite
 from tests import postgres_server
 from tests.builders import NOW, OTHER_TENANT, TENANT, a_message, an_attempt, next_id
 from tests.contract.conftest import BACKENDS
-from tests.contract.steps import LATER, accept, bury, deliver, fail, graves, happenings, start, take
+from tests.contract.steps import (
+    LATER,
+    accept,
+    ask_permits,
+    bury,
+    deliver,
+    fail,
+    graves,
+    happenings,
+    start,
+    take,
+)
 from tests.contract.test_schedules import a_firing, a_schedule
 
 HASH = b"\x00hash" * 6
@@ -38,7 +49,7 @@ async def a_life(storage: Storage) -> None:
     await storage.put_token(HASH, Principal(tenant=OTHER_TENANT, read_only=True), now=NOW)
     acme = await storage.add_tenant("acme", current_key="sig_1", next_key="sig_2", now=NOW)
     assert acme is not None
-    await storage.put_limits(acme.id, TenantLimits(max_retries=1))
+    await storage.put_limits(acme.id, TenantLimits(max_retries=1), now=NOW)
     await storage.put_disabled(acme.id, at=NOW)
     await storage.put_signed_by(acme.id, SignedBy.BOTH)
     token = Token(hash=b"\x01" * 32, tenant=acme.id, read_only=True, created_at=NOW, expires_at=1, label="ä")
@@ -123,6 +134,26 @@ async def test_life_goes_on_in_a_copy_as_it_would_have_in_its_source(
     assert [claim.message for claim in claims] == [claim.message for claim in await take(storage, now=LATER)]
     assert await deliver(other, *claims, now=LATER) == []
     assert (await other.stats()).live == 0
+
+
+async def test_permits_of_a_limited_tenant_are_held_and_waited_for_in_a_copy(
+    storage: Storage, other: Storage
+) -> None:
+    tenant = Tenant(id=TENANT, user_id="user", current_key="sig_1", next_key="sig_2")
+    await storage.put_tenant(tenant, now=NOW)
+    await storage.put_limits(TENANT, TenantLimits(max_parallelism=1), now=NOW)
+    holding, waiting = a_message(), a_message()
+    await accept(storage, holding, waiting)
+    granted, _ = await ask_permits(storage, await take(storage))
+    assert [claim.message for claim in granted] == [holding]
+    await copy(storage, other, name="here", progress=unheard)
+    assert await other.in_flight(TENANT, now=NOW) == 1
+    # Whoever held it is gone, and whoever takes over has it.
+    granted, _ = await ask_permits(other, await take(other, now=NOW + 1), now=NOW + 1)
+    assert [claim.message for claim in granted] == [holding]
+    assert await deliver(other, *granted) == []
+    (claim,) = await take(other, now=NOW + 10)
+    assert (claim.message, claim.permit) == (waiting, True)
 
 
 async def test_a_deduplication_key_still_holds_in_a_copy(storage: Storage, other: Storage) -> None:

@@ -61,6 +61,9 @@ class Unsigned:
     async def held_until(self, tenant: TenantId) -> int | None:
         return self.held
 
+    async def is_limited(self, tenant: TenantId) -> bool:
+        return False
+
     async def sign(self, message: Message) -> Headers:
         return (("Upstash-Signature", "signature"),)
 

@@ -38,9 +38,12 @@ class WithSlowHost(Destination):
         self.let_go = asyncio.Event()
         self.holding = 0
         self.most = 0
+        #: Whether all hosts are slow.
+        self.everyone = False
 
     async def send(self, outgoing: Outgoing, *, timeout_ms: int, keep_bytes: int | None = None) -> Attempt:
-        if outgoing.peer.host == "slow.example":
+        if self.everyone or outgoing.peer.host == "slow.example":
+            self.latest = outgoing.peer
             self.holding += 1
             self.most = max(self.most, self.holding)
             await self.let_go.wait()
@@ -64,22 +67,19 @@ class Contest(Rig):
     async def publish(self, *messages: Message) -> None:
         await self.engine.publish(messages)
 
+    async def states_of(self, message: Message) -> list[State]:
+        history = await self.storage.events(
+            message.tenant,
+            Selection(message_ids=(message.id,)),
+            order=Order.EARLIEST_FIRST,
+            start=None,
+            limit=100,
+        )
+        return [state for event in history.events for state in event.change.states]
+
     async def delivered(self, message: Message) -> None:
-        states: list[State] = []
-
-        async def look() -> None:
-            history = await self.storage.events(
-                message.tenant,
-                Selection(message_ids=(message.id,)),
-                order=Order.EARLIEST_FIRST,
-                start=None,
-                limit=100,
-            )
-            states[:] = [state for event in history.events for state in event.change.states]
-
         async with asyncio.timeout(20):
-            while State.DELIVERED not in states:
-                await look()
+            while State.DELIVERED not in await self.states_of(message):
                 await asyncio.sleep(0)
 
 
@@ -146,17 +146,39 @@ async def test_many_hosts_that_hang_leave_room_for_one_more(storage: Storage) ->
         rig.host.let_go.set()
 
 
-async def test_a_message_in_a_queue_whose_host_has_its_share_waits_in_its_lane(storage: Storage) -> None:
+async def test_a_tenant_with_very_many_hosts_leaves_room_for_others(storage: Storage) -> None:
     rig = Contest(storage)
-    queued = a_message(url=SLOW, queue="q")
+    rig.host.everyone = True
+    async with rig.running():
+        for number in range(3 * SLOTS):
+            queue = None if number % 2 else str(number)
+            await rig.publish(a_message(url=f"https://{number}.example/", queue=queue))
+        await rig.until(lambda: rig.host.holding == SLOTS * 3 // 4)
+        await rig.publish(a_message(tenant=OTHER_TENANT))
+        await rig.until(lambda: rig.host.holding == SLOTS * 3 // 4 + 1)
+        assert rig.host.latest.host == "example.com"
+        rig.host.let_go.set()
+
+
+async def test_a_message_in_a_queue_takes_its_turn_among_those_that_wait_for_its_host(
+    storage: Storage,
+) -> None:
+    rig = Contest(storage)
+    queued, later = a_message(url=SLOW, queue="q"), a_message(url=SLOW, queue="q")
     async with rig.running():
         await rig.publish(*slow(2 * SLOTS))
         await rig.until(lambda: rig.host.holding == SLOTS // 2)
         await rig.publish(queued)
-        await rig.until(lambda: bool(rig.lines.named("delivery.postponed")))
+        await rig.publish(later)
+        await rig.until(lambda: bool(rig.lines.named("crowds.set_aside")))
+        rig.clock.advance(60_000)
+        await rig.publish(*slow(SLOTS))
         rig.host.let_go.set()
-        await rig.pass_time_until(lambda: rig.engine.in_flight == 0, step_ms=1_000)
         await rig.delivered(queued)
+        await rig.delivered(later)
+    # Waiting is no attempt, and leaves nothing behind however long it takes.
+    for message in (queued, later):
+        assert await rig.states_of(message) == [State.CREATED, State.ACTIVE, State.DELIVERED]
 
 
 class AwayTwice:

@@ -13,6 +13,7 @@ from relay.domain.delivery import Attempt, State
 from relay.domain.gates import Configure, GateKind
 from relay.domain.message import FlowControl, Headers, Message, TenantId
 from relay.domain.selection import Order, Selection
+from relay.domain.tenant import Tenant, TenantLimits
 from relay.engine.engine import Engine
 from relay.ids import Ids
 from relay.metrics import Metrics
@@ -25,8 +26,14 @@ _PATIENCE_S = 60
 
 
 class Unsigned:
+    def __init__(self) -> None:
+        self.limited = False
+
     async def held_until(self, tenant: TenantId) -> int | None:
         return None
+
+    async def is_limited(self, tenant: TenantId) -> bool:
+        return self.limited
 
     async def sign(self, message: Message) -> Headers:
         return (("Upstash-Signature", "signature"),)
@@ -60,13 +67,19 @@ class Destination:
 
 
 def an_engine(
-    storage: Storage, destination: Destination, clock: FakeClock, *, lease_ms: int = 30_000
+    storage: Storage,
+    destination: Destination,
+    clock: FakeClock,
+    *,
+    lease_ms: int = 30_000,
+    signer: Unsigned | None = None,
+    slots: int = 1_000,
 ) -> Engine:
     return Engine(
         storage,
         sender=destination,
-        signer=Unsigned(),
-        settings=Config(lease_ms=lease_ms),
+        signer=signer or Unsigned(),
+        settings=Config(lease_ms=lease_ms, max_in_flight=slots),
         clock=clock,
         ids=Ids(),
         log=Lines(),
@@ -273,3 +286,105 @@ async def test_one_rate_window_holds_across_a_restart(storage: Storage) -> None:
     async with running(second):
         await until(clock, 1000, lambda: len(destination.times) == 6 and second.in_flight == 0)
     assert most_in(await starts(storage), 60_000) == 2
+
+
+async def limit(storage: Storage, parallelism: int | None, clock: FakeClock) -> None:
+    if await storage.tenant(TENANT) is None:
+        tenant = Tenant(id=TENANT, user_id="t", current_key="a", next_key="b")
+        await storage.put_tenant(tenant, now=clock.now())
+    assert await storage.put_limits(TENANT, TenantLimits(max_parallelism=parallelism), now=clock.now())
+
+
+def of_every_kind(count: int) -> list[Message]:
+    """Messages without a gate, of three hosts, with a key, in a queue, and with both."""
+    made = []
+    for number in range(count):
+        flow = FlowControl(key="k", parallelism=2) if number % 3 == 1 else None
+        queue = "q" if number % 4 == 2 else None
+        url = f"https://host{number % 3}.example/"
+        made.append(a_message(url=url, flow=flow, queue=queue, max_retries=9, retry_delay="100"))
+    return made
+
+
+async def all_is_over(storage: Storage, clock: FakeClock, engine: Engine) -> None:
+    live = -1
+    while live != 0:
+        await until(clock, 50, lambda: engine.in_flight == 0)
+        live = (await storage.stats()).live
+        clock.advance(500)
+
+
+@pytest.mark.parametrize("slots", [1_000, 8])
+async def test_a_tenant_is_never_beyond_its_limit_under_failures_workers_that_vanish_and_changing_limits(
+    storage: Storage, slots: int
+) -> None:
+    clock = FakeClock(NOW)
+    destination = Destination(clock, takes_ms=40, failing=0.3)
+    signer = Unsigned()
+    signer.limited = True
+    first, second = (
+        an_engine(storage, destination, clock, lease_ms=lease_ms, signer=signer, slots=slots)
+        # In the second no lease runs out, however much faster than the disk the clock is.
+        for lease_ms in (5_000, 10**9)
+    )
+    await limit(storage, 3, clock)
+    async with running(first) as loops:
+        for message in of_every_kind(60):
+            await first.publish([message])
+        await until(clock, 10, lambda: len(destination.times) >= 25)
+        assert destination.most == 3
+        # The process is gone: what it has in hand is never settled.
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+    async with running(second):
+        await second.publish(of_every_kind(20))
+        await until(clock, 50, lambda: len(destination.times) >= 50)
+        assert destination.most == 3
+        await limit(storage, 1, clock)
+        while await storage.in_flight(TENANT, now=clock.now()) > 1:
+            await until(clock, 10, lambda: True)
+            clock.advance(10)
+        await until(clock, 10, lambda: destination.present <= 1)
+        destination.most = 0
+        await until(clock, 50, lambda: len(destination.times) >= 70)
+        assert destination.most == 1
+        await limit(storage, 4, clock)
+        await all_is_over(storage, clock, second)
+    assert destination.most == 4
+    assert await storage.in_flight(TENANT, now=clock.now()) == 0
+    assert await storage.count_rows("gated") == 0
+
+
+async def test_a_limit_that_is_taken_back_lets_everybody_go(storage: Storage) -> None:
+    clock = FakeClock(NOW)
+    destination = Destination(clock, takes_ms=40)
+    signer = Unsigned()
+    signer.limited = True
+    engine = an_engine(storage, destination, clock, lease_ms=10**9, signer=signer)
+    await limit(storage, 1, clock)
+    async with running(engine):
+        await engine.publish([a_message() for _ in range(20)])
+        await until(clock, 10, lambda: len(destination.times) >= 3)
+        assert destination.most == 1
+        await limit(storage, None, clock)
+        signer.limited = False
+        await all_is_over(storage, clock, engine)
+    assert destination.most == 17
+    assert len(destination.times) == 20
+
+
+async def test_stopping_gives_the_permits_back_that_were_asked_for(storage: Storage) -> None:
+    clock = FakeClock(NOW)
+    destination = Destination(clock, takes_ms=10**9)
+    signer = Unsigned()
+    signer.limited = True
+    engine = an_engine(storage, destination, clock, lease_ms=10**9, signer=signer)
+    await limit(storage, 2, clock)
+    async with running(engine):
+        await engine.publish([a_message() for _ in range(4)])
+        await until(clock, 1, lambda: destination.present == 2)
+        await engine.drain(clock.now())
+    assert engine.in_flight == 0
+    assert await storage.in_flight(TENANT, now=clock.now()) == 0
+    assert (await storage.stats()).live == 4

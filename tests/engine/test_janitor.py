@@ -120,7 +120,7 @@ async def two_tenants(storage: Storage, limits: TenantLimits) -> None:
     for tenant in (TENANT, OTHER_TENANT):
         keys = Tenant(id=tenant, user_id=f"user {tenant}", current_key="sig_1", next_key="sig_2")
         await storage.put_tenant(keys, now=NOW)
-    await storage.put_limits(OTHER_TENANT, limits)
+    await storage.put_limits(OTHER_TENANT, limits, now=NOW)
 
 
 async def test_a_tenants_own_retention_of_the_log_is_its_own(storage: Storage) -> None:
@@ -170,7 +170,7 @@ async def test_a_retention_that_is_set_while_the_janitor_runs_counts_within_a_ro
     bench = Bench(storage, now=NOW + DAY)
     async with running(bench.janitor):
         await bench.clock.asleep()
-        await storage.put_limits(OTHER_TENANT, TenantLimits(log_retention_ms=DAY // 2))
+        await storage.put_limits(OTHER_TENANT, TenantLimits(log_retention_ms=DAY // 2), now=NOW)
         await bench.clock.step(ROUND)
         assert not await exists(storage, message)
 

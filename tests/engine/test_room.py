@@ -44,10 +44,10 @@ def test_what_ends_gives_back_all_it_took() -> None:
     room.enter(A, 100)
     room.grow(A, 50)
     room.enter(B, 100)
-    assert (room.free, room.bytes_left, room.holds(A)) == (8, 750, True)
+    assert (room.free, room.bytes_left) == (8, 750)
     room.leave(A, 150)
     room.leave(B, 100)
-    assert (room.free, room.bytes_left, room.holds(A), room.is_empty) == (10, 1_000, False, True)
+    assert (room.free, room.bytes_left, room.is_empty) == (10, 1_000, True)
     assert room.shares().crowds == {}
     assert room.shares().tenants == {}
 
@@ -88,3 +88,23 @@ def test_nobody_is_light_where_nothing_is_free() -> None:
     room = Room(slots=10, max_bytes=1_000)
     room.enter(A, 1_000)
     assert not room.is_light(C)
+
+
+def test_a_tenant_whose_messages_are_large_leaves_bytes_to_the_others_whatever_its_hosts() -> None:
+    room = Room(slots=1_000, max_bytes=1_000_000)
+    hosts = [Crowd(tenant=TenantId(1), host=str(number)) for number in range(50)]
+    taken = 0
+    for host in hosts:
+        if room.left_for(host):
+            room.enter(host, 50_000)
+            taken += 1
+    assert taken == 16
+    assert (room.left_for(hosts[-1]), room.left_for(C)) == (0, 492)
+    assert room.is_full_for(hosts[-1])
+    assert not room.is_full_for(C)
+
+
+def test_where_nothing_is_free_only_those_that_have_something_are_to_blame() -> None:
+    room = Room(slots=1, max_bytes=1_000)
+    room.enter(A, 1)
+    assert (room.is_full_for(A), room.is_full_for(C)) == (True, False)

@@ -21,6 +21,7 @@ class Loops:
         self.calls: list[str] = []
         self.last_progress_at = NOW
         self.has_looked = True
+        self.refused: tuple[int, str] | None = None
 
     async def claim_loop(self) -> None:
         self.calls.append("claim")
@@ -100,6 +101,16 @@ async def test_a_relay_that_has_not_seen_what_is_due_is_not_ready() -> None:
     loops.has_looked = False
     running = service(loops, FakeClock(NOW), Lines())
     assert running.problems() == ["the engine has not seen yet what is due"]
+
+
+async def test_a_relay_that_refuses_publishes_is_not_ready_for_a_while() -> None:
+    loops, clock = Loops(), FakeClock(NOW)
+    running = service(loops, clock, Lines())
+    loops.refused = (NOW, "the disk is full")
+    clock.advance(4_999)
+    assert running.problems() == ["publishes are refused: the disk is full"]
+    clock.advance(1)
+    assert running.problems() == []
 
 
 async def test_a_relay_that_shuts_down_is_not_ready() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from relay.clock import FakeClock
 from relay.domain.message import Headers, Message, MessageId, SignedBy, TenantId
-from relay.domain.tenant import Tenant
+from relay.domain.tenant import Tenant, TenantLimits
 from relay.engine.signer import Signer
 from relay.ids import text_of
 from signing import KeyPair, PrivateKey, Verifier, Webhook, WebhookReceiver, WrongKeyError, webhook_secret
@@ -223,3 +223,13 @@ async def test_what_a_disabled_account_has_waiting_is_held_for_as_long_as_it_was
 async def test_what_was_disabled_a_moment_ago_is_held_for_ten_seconds(storage: Storage) -> None:
     await storage.put_disabled(TENANT, at=NOW)
     assert await a_signer(storage, FakeClock(NOW)).held_until(TENANT) == NOW + 10_000
+
+
+async def test_a_limit_on_what_is_in_flight_is_noticed_within_two_seconds(storage: Storage) -> None:
+    clock = FakeClock(NOW)
+    signer = a_signer(storage, clock)
+    assert not await signer.is_limited(TENANT)
+    for limit in (5, None):
+        await storage.put_limits(TENANT, TenantLimits(max_parallelism=limit), now=NOW)
+        clock.advance(2_000)
+        assert await signer.is_limited(TENANT) == (limit is not None)

@@ -91,6 +91,8 @@ def _command(url: str, token: str, seconds: int, seed: int) -> list[str]:
         f"--header=Authorization: Bearer {token}",
         f"--max-time={seconds}",
         f"--seed={seed}",
+        # How often made-up values do not fit says nothing of the relay.
+        "--suppress-health-check=filter_too_much",
         "--no-color",
     ]
 
@@ -99,7 +101,7 @@ def _read(log: Path) -> tuple[int, list[str]]:
     """How many attempts were made, and the lines about what went wrong in the relay itself."""
     lines = log.read_text().splitlines()
     events = [json.loads(line) for line in lines]
-    complaints = [line for line, event in zip(lines, events, strict=True) if event["level"] != "info"]
+    complaints = [line for line, event in zip(lines, events, strict=True) if event["level"] == "error"]
     return sum(event["event"] == "delivery.attempted" for event in events), complaints
 
 

@@ -57,7 +57,7 @@ CREATE TABLE gated (
     finished smallint NOT NULL CHECK (finished IN (0, 1)),
     PRIMARY KEY (tenant, id),
     CHECK (queue IS NOT NULL OR flow IS NOT NULL OR crowd IS NOT NULL),
-    CHECK (crowd IS NULL OR (crowd = waits_at AND queue IS NULL AND flow IS NULL)),
+    CHECK (crowd IS NULL OR (crowd = waits_at AND flow IS NULL)),
     CHECK ((waits_at IS NULL) = (place IS NULL)),
     CHECK (has_slot = 0 OR queue IS NOT NULL),
     CHECK (finished = 0 OR (has_slot = 1 AND callbacks > 0 AND flow IS NULL AND waits_at IS NULL))
