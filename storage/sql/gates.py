@@ -47,8 +47,9 @@ from storage.sql.script import Bulk, Collision, Parameters, Query, Script, read,
 #: Gates that one claim looks at, and messages that take a lane of one queue in it.
 MOST_GATES = 200
 _LANES = 100
-#: How long a key rests of whose first in line nobody has a share of the room.
-_REST_MS = 2_000
+#: How long a key rests of whose first in line nobody has a share of the room, for each key that was looked at with
+#: it: where there are few, looking again soon costs little.
+_REST_MS = 10
 _SLICE = 500
 
 #: No delivery in flight is due later than this from now, however the lease is configured.
@@ -374,8 +375,8 @@ def give_permits(
         [(one.tenant, one.id, one.eligible_at, None, None, one.has_slot, one.owner) for one in passing],
     )
     # A key of which nobody fits is left in peace for a while: there may be very many, and others come after them.
-    rest = {one.gate for one in first} - {one.gate for one in fit}
-    yield from save(gates.values(), now, rest=rest)
+    resting = {one.gate for one in first} - {one.gate for one in fit}
+    yield from save(gates.values(), now, rest=dict.fromkeys(resting, _REST_MS * len(keys)))
     # Behind so many there may be more.
     return passing, len(able) < len(first) and len(keys) < MOST_GATES
 
@@ -739,14 +740,14 @@ def _changed(gate: Gate, now: int) -> Script[int | None]:
     return (yield from save(gates.values(), now))
 
 
-def save(gates: Iterable[Gate], now: int, *, rest: Collection[GateId] = ()) -> Script[int | None]:
-    """Write gates, and when each of them opens, those of `rest` not for `_REST_MS`; the earliest of these instants.
+def save(gates: Iterable[Gate], now: int, *, rest: Mapping[GateId, int] | None = None) -> Script[int | None]:
+    """Write gates, and when each of them opens, those in `rest` not for so many ms; the earliest of these instants.
     A deleted queue goes when the last of its messages has gone."""
     gates = list(gates)
     rows = yield from read(FIRSTS, [(gate.id,) for gate in gates])
     firsts: dict[int, int | None] = {row[0]: row[1] for row in rows}
     openings = [
-        opening if opening is None or gate.id not in rest else max(opening, now + _REST_MS)
+        opening if opening is None or rest is None else max(opening, now + rest.get(gate.id, 0))
         for gate in gates
         for opening in (opens_at(gate, firsts[gate.id], now),)
     ]
