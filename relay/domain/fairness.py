@@ -54,24 +54,21 @@ class Shares(Struct, frozen=True, kw_only=True):
 
     def of(self, crowd: Crowd) -> int:
         """How many more deliveries of the crowd may start, if no other does."""
-        of_crowd = self.crowds.get(crowd)
-        if of_crowd is None:
-            of_crowd = allowance(0, self.free, HOST_MULTIPLE)
-        of_tenant = self.tenants.get(crowd.tenant)
-        return of_crowd if of_tenant is None else min(of_crowd, of_tenant)
+        return min(
+            self.crowds.get(crowd, allowance(0, self.free, HOST_MULTIPLE)),
+            self.tenants.get(crowd.tenant, allowance(0, self.free, TENANT_MULTIPLE)),
+        )
 
     def fitting(self, crowds: Iterable[Crowd]) -> Sequence[bool]:
         """Of deliveries that come in this order: which may start, if those before them do."""
+        new_crowd = allowance(0, self.free, HOST_MULTIPLE)
+        new_tenant = allowance(0, self.free, TENANT_MULTIPLE)
         left = dict(self.crowds)
         tenants = dict(self.tenants)
         answers = []
         for crowd in crowds:
-            of_crowd = left.get(crowd)
-            if of_crowd is None:
-                of_crowd = allowance(0, self.free, HOST_MULTIPLE)
-            of_tenant = tenants.get(crowd.tenant)
-            if of_tenant is None:
-                of_tenant = allowance(0, self.free, TENANT_MULTIPLE)
+            of_crowd = left.get(crowd, new_crowd)
+            of_tenant = tenants.get(crowd.tenant, new_tenant)
             fits = of_crowd > 0 and of_tenant > 0
             answers.append(fits)
             left[crowd] = of_crowd - fits

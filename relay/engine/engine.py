@@ -6,7 +6,7 @@ lease runs out and any claim takes it over, so the endpoint may see it a second 
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -374,6 +374,7 @@ class Engine:
         leases: Mapping[Crowd, Sequence[Lease]] = {
             crowd: [_lease_of(claim) for claim in some] for crowd, some in surplus.items()
         }
+        stayed: Collection[MessageId] = {claim.message.id for claim in claims}
         try:
             aside = await self._storage.set_aside(leases, now=now, limit=_SIFTED)
             stayed = aside.stayed
@@ -384,14 +385,13 @@ class Engine:
                 self._metrics.set_aside.inc(aside.sifted)
         except Unavailable as reason:
             self._metrics.storage_errors.labels("set_aside").inc()
-            self._log.warning("crowds.not_set_aside", count=len(claims), reason=str(reason))
-            stayed = [claim.message.id for claim in claims]
+            self._log.warning("crowds.not_set_aside", count=len(stayed), reason=str(reason))
         else:
             hosts = sorted({crowd.host for crowd in surplus})
             self._log.info("crowds.set_aside", hosts=hosts[:20], crowds=len(surplus))
         finally:
             self._give_back(1)
-        for claim in claims if stayed else ():
+        for claim in claims:
             if claim.message.id in stayed:
                 self._start(claim, now, postponed_to=now)
 

@@ -8,10 +8,9 @@ is a delivery like any other from then on; nothing but waiting is different in i
 from collections.abc import Callable, Mapping, Sequence
 
 from relay.domain.delivery import Change, Lease
-from relay.domain.fairness import Crowd, Shares
+from relay.domain.fairness import Crowd, Shares, crowd_of
 from relay.domain.gates import Gate, GateId, GateKind, admit, joined, shares
 from relay.domain.message import Message, MessageId, TenantId
-from relay.domain.place import place_of
 from storage.codec import ACTIVE, CREATED, RETRY, gate_of
 from storage.protocol import SetAside
 from storage.sql.gates import (
@@ -35,20 +34,25 @@ _INSERT = Bulk(
     "INSERT INTO gated (tenant, id, crowd, seq, eligible_at, waits_at, place, callbacks, has_slot, finished)",
     "(?, ?, ?, 0, ?, ?, ?, 0, 0, 0)",
 )
-_TYPED_LEASE = "(CAST(? AS bigint), CAST(? AS bigint), CAST(? AS bigint))"
-#: Who took over a lost lease may have a permit with it: then it stays as it is, too.
-_LEASED = Bulk(
-    "WITH k (tenant, id, claim_no) AS (",
-    _TYPED_LEASE,
-    f""") SELECT d.tenant, d.id, d.claimed_at FROM k CROSS JOIN deliveries d
-    WHERE d.tenant = k.tenant AND d.id = k.id AND d.claim_no = k.claim_no AND d.state = {ACTIVE}
-    AND d.cancel_requested = 0
-    AND NOT EXISTS (
-        SELECT 1 FROM gated v WHERE v.tenant = d.tenant AND v.id = d.id
-        AND (v.queue IS NULL OR v.flow IS NOT NULL OR v.owner IS NOT NULL)
+
+
+def leases_held(condition: str = "") -> Bulk:
+    """Of leases (tenant, message, claim number): those that are held and not to be cancelled, each with the instant
+    of its claim."""
+    return Bulk(
+        "WITH k (tenant, id, claim_no) AS (",
+        "(CAST(? AS bigint), CAST(? AS bigint), CAST(? AS bigint))",
+        f""") SELECT d.tenant, d.id, d.claimed_at FROM k CROSS JOIN deliveries d
+        WHERE d.tenant = k.tenant AND d.id = k.id AND d.claim_no = k.claim_no AND d.state = {ACTIVE}
+        AND d.cancel_requested = 0 {condition} /*FOR UPDATE OF d SKIP LOCKED*/""",
     )
-    /*FOR UPDATE OF d SKIP LOCKED*/""",
-)
+
+
+#: Who took over a lost lease may have a permit with it: then it stays as it is, too.
+_LEASED = leases_held("""AND NOT EXISTS (
+    SELECT 1 FROM gated v WHERE v.tenant = d.tenant AND v.id = d.id
+    AND (v.queue IS NULL OR v.flow IS NOT NULL OR v.owner IS NOT NULL)
+)""")
 #: Who has a lane of a queue waits with it.
 _STAND = Bulk(
     "WITH j (tenant, id, crowd, place) AS (",
@@ -85,9 +89,7 @@ Sift = Callable[[Crowd, GateId, int, int], Script[int]]
 
 def keys_in(arrivals: Sequence[tuple[Message, int]]) -> dict[Key, int]:
     """The crowds of messages, each with the instant of the last of them."""
-    return {
-        (message.tenant, GateKind.CROWD, place_of(message.request.url)[0]): now for message, now in arrivals
-    }
+    return {_key_of(crowd_of(message)): now for message, now in arrivals}
 
 
 def accept(arrivals: Sequence[tuple[Message, int]]) -> Script[int | None]:
@@ -96,7 +98,7 @@ def accept(arrivals: Sequence[tuple[Message, int]]) -> Script[int | None]:
     crowds = yield from ensured(keys)
     rows = []
     for message, now in arrivals:
-        ((key, _),) = keys_in([(message, now)]).items()
+        key = _key_of(crowd_of(message))
         crowds[key] = crowd = joined(crowds[key], 1, now)
         rows.append(_row(message.tenant, message.id, crowd.id, message.not_before))
     yield from write(_INSERT, rows)
@@ -110,7 +112,7 @@ def set_aside(
 
     Also returns when a crowd opens. Locked deliveries are left alone: whoever holds a crowd waits for nothing.
     """
-    keys: dict[Key, int] = {(crowd.tenant, GateKind.CROWD, crowd.host): now for crowd in surplus}
+    keys = {_key_of(crowd): now for crowd in surplus}
     yield from lock((), keys)
     gates = yield from held_gates(list(keys))
     if len(gates) < len(keys):
@@ -118,7 +120,8 @@ def set_aside(
     stayed: list[MessageId] = []
     sifted = 0
     for crowd, leases in surplus.items():
-        gate = gates[crowd.tenant, GateKind.CROWD, crowd.host]
+        key = _key_of(crowd)
+        gate = gates[key]
         held = yield from read(
             _LEASED, [(lease.tenant, lease.message_id, lease.claim_no) for lease in leases]
         )
@@ -136,7 +139,7 @@ def set_aside(
         stayed += [lease.message_id for lease in leases if lease.message_id not in moved]
         alike = yield from sift(crowd, gate.id, now, limit)
         sifted += alike
-        gates[crowd.tenant, GateKind.CROWD, crowd.host] = joined(gate, len(held) + alike, now)
+        gates[key] = joined(gate, len(held) + alike, now)
     return SetAside(stayed=stayed, sifted=sifted), (yield from save(gates.values(), now))
 
 
@@ -182,6 +185,10 @@ def let_in(
     yield from write(_STAND, [(one.tenant, one.id, None, None) for one in passing if one.has_slot])
     yield from save(gates.values(), now)
     return passing
+
+
+def _key_of(crowd: Crowd) -> Key:
+    return crowd.tenant, GateKind.CROWD, crowd.host
 
 
 def _row(tenant: TenantId, id_: int, crowd: GateId, eligible_at: int) -> tuple[int, ...]:

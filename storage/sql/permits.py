@@ -16,7 +16,7 @@ from relay.domain.gates import Gate, GateKind, joined, limited, permits
 from relay.domain.message import MessageId, TenantId
 from storage.codec import ACTIVE
 from storage.protocol import Permits
-from storage.sql.crowds import ASIDE, not_started
+from storage.sql.crowds import ASIDE, leases_held, not_started
 from storage.sql.gates import FIRSTS, OF, STAND, Key, Member, ensure, held_gates, save
 from storage.sql.script import Bulk, Collision, Parameters, Query, Script, read, write
 
@@ -24,13 +24,7 @@ _INSERT = Bulk(
     "INSERT INTO gated (tenant, id, owner, seq, eligible_at, waits_at, place, callbacks, has_slot, finished)",
     "(?, ?, ?, 0, ?, ?, ?, 0, 0, 0)",
 )
-_LEASED = Bulk(
-    "WITH k (tenant, id, claim_no) AS (",
-    "(CAST(? AS bigint), CAST(? AS bigint), CAST(? AS bigint))",
-    f""") SELECT d.tenant, d.id, d.claimed_at FROM k CROSS JOIN deliveries d
-    WHERE d.tenant = k.tenant AND d.id = k.id AND d.claim_no = k.claim_no AND d.state = {ACTIVE}
-    AND d.cancel_requested = 0 /*FOR UPDATE OF d SKIP LOCKED*/""",
-)
+_LEASED = leases_held()
 
 
 def limit(tenant: TenantId, parallelism: int | None, now: int) -> Script[None]:
