@@ -9,7 +9,7 @@ import pytest
 from storage.postgres import open_postgres
 from storage.protocol import Storage
 from storage.sqlite import open_sqlite
-from tests import postgres_server
+from tests import pooler, postgres_server
 
 #: Opens one database, and the same one again after it was closed.
 Open = Callable[[], Awaitable[Storage]]
@@ -21,6 +21,10 @@ def _sqlite(directory: Path) -> Open:
 
 def _postgres(directory: Path) -> Open:
     return partial(open_postgres, postgres_server.url())
+
+
+def _pooled(directory: Path) -> Open:
+    return partial(open_postgres, pooler.url())
 
 
 #: From an empty directory to the way to open a fresh database that belongs to it.
