@@ -158,7 +158,7 @@ class Pooler:
             client = Client(self, reader, writer)
             session = await self.take(client)
         except OSError:
-            writer.write(_fatal("server login has been failing, try again later (server_login_retry)"))
+            writer.write(_fatal("pgbouncer cannot connect to server"))
             return None
         self._give_back(session)
         client.key = struct.pack(">II", next(self._numbers), 0)
@@ -232,6 +232,8 @@ class Client:
                 if self.session is None:
                     self.session = await self._pooler.take(self)
                 self.session.send(message)
+        except OSError:
+            self._writer.write(_fatal("server login has been failing, try again later (server_login_retry)"))
         finally:
             self._pooler.forget(self)
 

@@ -1,6 +1,6 @@
 """Every backend, one contract: each test of this directory that asks for `storage` runs against all of them."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -30,11 +30,23 @@ def _pooled(directory: Path) -> Open:
 #: From an empty directory to the way to open a fresh database that belongs to it.
 BACKENDS: dict[str, Callable[[Path], Open]] = {"sqlite": _sqlite, "postgres": _postgres}
 
+#: PostgreSQL again, through a pooler: for the part of the contract that has a bit of everything.
+POOLED = {"pooled": _pooled}
+_POOLED_MODULES = ("test_work",)
 
-@pytest.fixture(params=list(BACKENDS))
-def open_storage(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "open_storage" in metafunc.fixturenames:
+        pooled = metafunc.module.__name__.endswith(_POOLED_MODULES)
+        metafunc.parametrize("open_storage", [*BACKENDS, *(POOLED if pooled else ())], indirect=True)
+
+
+@pytest.fixture
+def open_storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     """Opens this test's database."""
-    return BACKENDS[request.param](tmp_path)
+    yield {**BACKENDS, **POOLED}[request.param](tmp_path)
+    if request.param in POOLED:
+        assert pooler.shared().left_behind() == []
 
 
 class Opened:
