@@ -27,7 +27,6 @@ from tests.contract.steps import (
     LATER,
     LEASE_MS,
     accept,
-    bury,
     deliver,
     fail,
     happenings,
@@ -553,3 +552,17 @@ def test_marks_become_numbers_and_locks_are_uncovered() -> None:
     assert driver.dollars("a = ?2 AND b IN (?1, ?3)") == "a = $2 AND b IN ($1, $3)"
     assert driver.dollars("VALUES (?, 1, ?), (?, 1, ?)") == "VALUES ($1, 1, $2), ($3, 1, $4)"
     assert driver.dollars("SELECT 1 /*FOR UPDATE OF d*/") == "SELECT 1 FOR UPDATE OF d"
+
+
+@pytest.mark.parametrize(
+    ("asked", "used"), [("off", "on"), ("local", "local"), ("remote_apply", "remote_apply")]
+)
+@pytest.mark.parametrize("pooler", ["", "&pooler=transaction"])
+async def test_what_is_told_is_on_disk_whatever_is_the_rule_of_the_database(
+    url: str, pooler: str, asked: str, used: str
+) -> None:
+    connection = await driver.connect(target_of(f"{url}{pooler}&synchronous_commit={asked}"), SHORT)
+    try:
+        assert (await connection.rows("SHOW synchronous_commit"))[0][0] == used
+    finally:
+        connection.terminate()
