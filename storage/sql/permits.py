@@ -17,14 +17,27 @@ from relay.domain.message import MessageId, TenantId
 from storage.codec import ACTIVE
 from storage.protocol import Permits
 from storage.sql.crowds import ASIDE, leases_held, not_started
-from storage.sql.gates import FIRSTS, OF, STAND, Key, Member, ensure, held_gates, save
+from storage.sql.gates import FIRSTS, FORGET_WAITER, OF, STAND, Key, Member, ensure, held_gates, save
 from storage.sql.script import Bulk, Collision, Parameters, Query, Script, most, read, write
 
 _INSERT = Bulk(
     "INSERT INTO gated (tenant, id, owner, seq, eligible_at, waits_at, place, callbacks, has_slot, finished)",
     "(?, ?, ?, 0, ?, ?, ?, 0, 0, 0)",
 )
+_DISOWN = Bulk(
+    "UPDATE gated SET owner = NULL WHERE (tenant, id) IN (",
+    "(CAST(? AS bigint), CAST(? AS bigint))",
+    ")",
+)
 _LEASED = leases_held()
+#: Who holds a permit is being attempted, or his worker was lost in an attempt.
+_HOLDS = f"""EXISTS (
+    SELECT 1 FROM deliveries d WHERE d.tenant = v.tenant AND d.id = v.id AND d.state = {ACTIVE}
+)"""
+
+#: How often each process looks for permits that nobody gives back, and for how many tenants it counts them anew.
+RECOUNT_MS = 600_000
+RECOUNTED = 20
 
 
 def limit(tenant: TenantId, parallelism: int | None, now: int) -> Script[None]:
@@ -36,7 +49,59 @@ def limit(tenant: TenantId, parallelism: int | None, now: int) -> Script[None]:
     if parallelism is not None and not found:
         # Somebody has just forgotten it, because it had been of no use for long.
         raise Collision
-    yield from save([limited(gate, parallelism, now) for gate in found.values()], now)
+    for gate in found.values():
+        counted = yield from _recounted(gate)
+        yield from save([limited(counted, parallelism, now)], now)
+
+
+def leaking(*, limit: int) -> Script[Sequence[TenantId]]:
+    """Tenants of which more permits are counted than attempts hold, by one look at one instant.
+
+    It locks nothing and reads all that the tenant has at gates: for a place beside the road, now and then.
+    """
+    rows = yield Query(
+        f"""
+        SELECT t.id FROM tenants t
+        JOIN gates g ON g.tenant = t.id AND g.kind = {GateKind.TENANT.value} AND g.name = ''
+        WHERE g.held > (
+            SELECT count(*) FROM gated v
+            WHERE v.tenant = g.tenant AND v.owner = g.id AND v.waits_at IS NULL AND {_HOLDS}
+        ) LIMIT {most("?1")}
+        """,
+        (limit,),
+    )
+    return [TenantId(row[0]) for row in rows]
+
+
+def recount(tenant: TenantId, now: int) -> Script[None]:
+    """Take back the permits of a tenant that no attempt holds.
+
+    Versions that know nothing of limits, and run beside this one during an upgrade, settle without giving a permit
+    back.
+    """
+    for gate in (yield from held_gates([(tenant, GateKind.TENANT, "")])).values():
+        counted = yield from _recounted(gate)
+        yield from save([counted], now)
+
+
+def _recounted(gate: Gate) -> Script[Gate]:
+    """A gate that is locked, as its rows say: while it is, no attempt gets a permit of it or gives one back."""
+    rows = yield Query(
+        f"SELECT v.id, v.queue, v.flow FROM gated v WHERE v.tenant = ?1 AND v.owner = ?2"
+        f" AND v.waits_at IS NULL AND NOT {_HOLDS}",
+        (gate.tenant, gate.id),
+    )
+    yield from write(
+        FORGET_WAITER, [(gate.tenant, row[0]) for row in rows if row[1] is None and row[2] is None]
+    )
+    yield from write(
+        _DISOWN, [(gate.tenant, row[0]) for row in rows if row[1] is not None or row[2] is not None]
+    )
+    counts = yield Query(
+        "SELECT count(*), count(waits_at) FROM gated WHERE tenant = ?1 AND owner = ?2", (gate.tenant, gate.id)
+    )
+    members, waiting = counts[0]
+    return replace(gate, held=members - waiting, members=members, accepted=max(gate.accepted, members))
 
 
 def ask(leases: Sequence[Lease], *, now: int, sift: int) -> Script[tuple[Permits, int | None]]:

@@ -8,6 +8,7 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,7 +41,7 @@ from storage.protocol import (
     SetAside,
     Stats,
 )
-from storage.sql import archive, cancel, catalog, gates, schedules, transfer, url_groups
+from storage.sql import archive, cancel, catalog, gates, permits, schedules, transfer, url_groups
 from storage.sql.gates import LONGEST_LEASE_MS
 from storage.sql.road import Acceptance, cost_of_messages, cost_of_settlements
 from storage.sql.script import Query, Script, slices
@@ -143,6 +144,7 @@ class SqliteStorage:
         self._wakes: list[Callable[[int], None]] = []
         self._pings = 0
         self._closed = False
+        self._recounted_at: int | None = None
         self._writer = Writer(
             lambda: driver.connect_writer(path),
             Ids(node=node, last=first.last_position),
@@ -491,7 +493,17 @@ class SqliteStorage:
             ids = tx.run(gates.stragglers(gate, limit=limit))
             return removed.rows + len(self._cancel_in(tx, tenant, ids, len(ids), now))
 
-        return await self._call(prune)
+        removed = await self._call(prune)
+        await self._recount(now)
+        return removed
+
+    async def _recount(self, now: int) -> None:
+        """Now and then, take back permits of tenants that no attempt holds."""
+        if self._recounted_at is not None and 0 <= now - self._recounted_at < permits.RECOUNT_MS:
+            return
+        for tenant in await self._searches.run(permits.leaking(limit=permits.RECOUNTED)):
+            await self._write(partial(permits.recount, tenant, now))
+        self._recounted_at = now
 
     async def stats(self) -> Stats:
         return Stats(

@@ -1,8 +1,12 @@
 """Tenants that may have only so many deliveries in flight: never one more, and nobody is forgotten."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import closing
+from functools import partial
 
+import asyncpg
+import pytest
 from msgspec.structs import replace
 
 from relay.domain.delivery import Claim, Lease, State, released
@@ -10,14 +14,44 @@ from relay.domain.fairness import crowd_of
 from relay.domain.message import FlowControl, Message, MessageId, TenantId
 from relay.domain.selection import Selection
 from relay.domain.tenant import Tenant, TenantLimits
+from storage.postgres.driver import target_of
 from storage.protocol import Retention, Storage
+from storage.sqlite import driver
+from storage.sqlite.storage import file_of
 from tests.builders import NOW, OTHER_TENANT, TENANT, a_message
+from tests.contract.conftest import Open
 from tests.contract.steps import LATER, LEASE_MS, accept, ask_permits, deliver, fail, states, take
+
+#: One statement.
+Run = Callable[[str], Awaitable[None]]
 
 KEY = FlowControl(key="k", parallelism=2)
 HOUR = 3_600_000
 #: Attempts that begin at NOW have ended.
 SOON = NOW + 5
+
+
+@pytest.fixture
+async def run(storage: Storage, open_storage: Open) -> AsyncIterator[Run]:
+    """Runs a statement on the database itself, as somebody else who has it open."""
+    assert isinstance(open_storage, partial)
+    (url,) = open_storage.args
+    if url.startswith("sqlite"):
+        with closing(driver.connect_writer(file_of(url))) as file:
+
+            async def run_sqlite(text: str) -> None:
+                file.execute(text)
+
+            yield run_sqlite
+        return
+    target = target_of(url)
+    connection = await asyncpg.connect(target.dsn, server_settings={"search_path": target.schema})
+
+    async def run_postgres(text: str) -> None:
+        await connection.execute(text)
+
+    yield run_postgres
+    await connection.close()
 
 
 async def limit(
@@ -280,6 +314,60 @@ async def test_cancelling_what_waits_lets_it_leave_the_line(storage: Storage) ->
     assert [
         row for row in (await storage.read_rows("gates", after=None, limit=100)).rows if row[2] == 4
     ] == []
+
+
+async def test_permits_that_an_older_version_did_not_give_back_are_taken_back(
+    storage: Storage, run: Run
+) -> None:
+    await limit(storage, 3)
+    queued, plain, living, *others = a_message(queue="q"), *several(4)
+    await accept(storage, queued, plain, living)
+    claims = list(await begin(storage))
+    claims += await begin(storage)
+    assert {*ids_of(claims)} == {queued.id, plain.id, living.id}
+    # As a version settles that knows queues and no limits: the lane goes, the permits stay.
+    await run(f"DELETE FROM deliveries WHERE id IN ({plain.id}, {queued.id})")
+    await run(f"DELETE FROM gated WHERE id = {queued.id}")
+    await run("UPDATE gates SET held = 0, members = 0 WHERE kind = 1")
+    await accept(storage, *others)
+    assert (await begin(storage), await held(storage)) == ([], 3)
+    await storage.prune(Retention(events_before=0, dead_letters_before=0), now=SOON, limit=100)
+    assert await held(storage) == 1
+    (alive,) = (claim for claim in claims if claim.message == living)
+    assert ids_of(await begin(storage)) == [other.id for other in others]
+    assert await held(storage) == 3
+    assert await deliver(storage, alive) == []
+    assert await held(storage) == 2
+
+
+async def test_setting_the_limit_counts_the_permits_anew(storage: Storage, run: Run) -> None:
+    await limit(storage, 2)
+    gone, retried, last = several(3)
+    await accept(storage, gone, retried, last)
+    await begin(storage)
+    await run(f"DELETE FROM deliveries WHERE id = {gone.id}")
+    # As an older version writes a retry.
+    await run(
+        f"UPDATE deliveries SET state = 3, retried = 1, due_at = {LATER}, claimed_at = NULL WHERE id = {retried.id}"
+    )
+    assert (await begin(storage), await held(storage)) == ([], 2)
+    await limit(storage, 1)
+    assert await held(storage) == 0
+    assert ids_of(await begin(storage)) == [last.id]
+    assert await storage.count_rows("gated") == 1
+
+
+async def test_counting_permits_takes_none_from_anybody(storage: Storage) -> None:
+    await limit(storage, 3)
+    await accept(storage, a_message(), a_message(queue="q"), a_message(flow=KEY), *several(2))
+    claims = [*await begin(storage), *await begin(storage)]
+    assert len(claims) == 3
+    gates = await storage.read_rows("gates", after=None, limit=100)
+    gated = await storage.read_rows("gated", after=None, limit=100)
+    for now in (SOON, SOON + HOUR):
+        await storage.prune(Retention(events_before=0, dead_letters_before=0), now=now, limit=100)
+    assert await storage.read_rows("gates", after=None, limit=100) == gates
+    assert await storage.read_rows("gated", after=None, limit=100) == gated
 
 
 async def test_cancelling_what_is_in_flight_gives_its_permit_back_at_its_end(storage: Storage) -> None:
