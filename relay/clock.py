@@ -44,7 +44,8 @@ class SharedClock(SystemClock):
     """Time that several machines agree on: this machine's steady clock, set by somebody who knows.
 
     Setting the machine's own clock, forwards or back, does not change it. Until it is corrected for the first time
-    it is the machine's. `wall` and `steady` give Unix ms, and ms that only ever grow.
+    it is the machine's. Whoever waits for an instant waits for it by the corrected time: who renews leases hears of
+    a step at once. `wall` and `steady` give Unix ms, and ms that only ever grow.
     """
 
     def __init__(
@@ -55,13 +56,34 @@ class SharedClock(SystemClock):
         self._wall = wall
         self._steady = steady
         self._ahead = wall() - steady()
+        self._waits: dict[asyncio.Timeout, int] = {}
 
     def now(self) -> int:
         return self._steady() + self._ahead
 
+    async def wait(self, event: asyncio.Event, until: int | None) -> bool:
+        if until is None:
+            return await event.wait()
+        try:
+            async with asyncio.timeout_at(self._end_of(until)) as limit:
+                self._waits[limit] = until
+                try:
+                    return await event.wait()
+                finally:
+                    del self._waits[limit]
+        except TimeoutError:
+            return event.is_set()
+
     def correct(self, by_ms: int) -> None:
         """It is `by_ms` later than `now()` says."""
         self._ahead += by_ms
+        for limit, until in self._waits.items():
+            if not limit.expired():
+                limit.reschedule(self._end_of(until))
+
+    def _end_of(self, until: int) -> float:
+        """The instant by the event loop's time."""
+        return asyncio.get_running_loop().time() + max(0, until - self.now()) / 1000
 
     @property
     def offset_ms(self) -> int:

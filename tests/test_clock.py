@@ -80,6 +80,32 @@ def test_setting_the_machines_clock_does_not_move_a_shared_clock() -> None:
     assert (clock.now(), clock.offset_ms) == (1_800_000_000_000, -3_600_000)
 
 
+async def test_who_waits_by_a_shared_clock_waits_by_the_corrected_time() -> None:
+    clock = SharedClock()
+    waiting = asyncio.create_task(clock.wait(asyncio.Event(), clock.now() + 3_600_000))
+    early = asyncio.create_task(clock.wait(asyncio.Event(), clock.now() + 30))
+    await asyncio.sleep(0)
+    clock.correct(-60_000)
+    clock.correct(3_600_000)
+    assert not await early
+    assert not waiting.done()
+    clock.correct(60_000)
+    async with asyncio.timeout(10):
+        assert not await waiting
+
+
+async def test_a_wait_that_is_over_is_left_alone_by_corrections() -> None:
+    clock = SharedClock()
+    event = asyncio.Event()
+    waits = [asyncio.create_task(clock.wait(event, clock.now() + after)) for after in (-1, 0, 3_600_000)]
+    await asyncio.sleep(0)
+    event.set()
+    for _ in range(4):
+        clock.correct(7_200_000)
+        await asyncio.sleep(0)
+    assert await asyncio.gather(*waits) == [True] * 3
+
+
 def test_a_shared_clock_of_this_machine_goes_like_it() -> None:
     clock = SharedClock()
     before = clock.now()

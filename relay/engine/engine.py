@@ -48,7 +48,6 @@ _NO_PERMIT_PAUSE_MS = 1_000
 _CLAIM_OVERHEAD_BYTES = 2_048
 #: After the deadline of a shutdown, how long storage has to take back what was cut short.
 _HAND_BACK_MS = 5_000
-_NEVER_MS = 10**12
 #: How much of what is due is looked through at once for more of a crowd that exceeds its share.
 _SIFTED = 5_000
 #: How much of a failed attempt's answer is kept in history and with a dead letter.
@@ -97,12 +96,14 @@ class EngineSettings(Protocol):
 class _Flight:
     """A claim this process is working on."""
 
-    __slots__ = ("attempt", "claim", "crowd", "leased_until")
+    __slots__ = ("attempt", "claim", "crowd", "is_ours", "leased_until")
 
     def __init__(self, claim: Claim, crowd: Crowd, leased_until: int, attempt: asyncio.Task[None]) -> None:
         self.claim = claim
         self.crowd = crowd
         self.leased_until = leased_until
+        #: Not known to have been taken over.
+        self.is_ours = True
         self.attempt = attempt
 
 
@@ -148,6 +149,8 @@ class Engine:
         self._emptied.set()
         self._sleeping_until = 0
         self.last_progress_at = clock.now()
+        #: When whatever was in flight had more than half of its lease left.
+        self._kept_at = clock.now()
         #: When a publish was refused last, and why; None once one has gone through since.
         self.refused: tuple[int, str] | None = None
         #: Whether storage has answered a claim since the start.
@@ -205,6 +208,10 @@ class Engine:
                 await self._sleep(self._clock.now() + _ERROR_PAUSE_MS)
                 continue
             now = self._clock.now()
+            if now - self._kept_at > self._settings.lease_ms // 2 and not await self._renew(now):
+                # The clock was set, or this process stood still: what is its own must not look lost to it.
+                await self._sleep(self._clock.now() + _ERROR_PAUSE_MS)
+                continue
             limit = min(room, _CLAIM_BATCH)
             terms = ClaimTerms(
                 limit=limit,
@@ -251,23 +258,30 @@ class Engine:
         never = asyncio.Event()
         while True:
             await self._clock.wait(never, self._clock.now() + lease_ms // 6)
-            now = self._clock.now()
-            ageing = [
-                flight for flight in self._flights.values() if flight.leased_until - now < lease_ms * 2 // 3
-            ]
-            if not ageing:
-                continue
+            await self._renew(self._clock.now())
+
+    async def _renew(self, now: int) -> bool:
+        """One round; False when storage was not available, and what is in flight may be lost."""
+        lease_ms = self._settings.lease_ms
+        ageing = [
+            flight
+            for flight in self._flights.values()
+            if flight.is_ours and flight.leased_until - now < lease_ms * 2 // 3
+        ]
+        if ageing:
             leases = [_lease_of(flight.claim) for flight in ageing]
             try:
                 refused = set(await self._storage.renew(leases, until=now + lease_ms))
             except Unavailable as reason:
                 self._metrics.storage_errors.labels("renew").inc()
                 self._log.warning("leases.not_renewed", count=len(leases), reason=str(reason))
-                continue
+                return False
             for flight in ageing:
                 # Refused: settled meanwhile, or taken over. The settlement's fence decides, not this loop.
-                taken = flight.claim.message.id in refused
-                flight.leased_until = now + (_NEVER_MS if taken else lease_ms)
+                flight.is_ours = flight.claim.message.id not in refused
+                flight.leased_until = now + lease_ms
+        self._kept_at = now
+        return True
 
     # --- the way out ------------------------------------------------------------------------------------------
 
@@ -483,6 +497,12 @@ class Engine:
             await self._until_alone()
         request = message.request
         signatures = await self._signer.sign(message)
+        now = self._clock.now()
+        flight = self._flights[message.id, claim.claim_no]
+        if not flight.is_ours or flight.leased_until <= now:
+            # Somebody else may be about to send it. If nobody has it, it is due again.
+            self._log.warning("delivery.too_late", message=text_of("msg_", message.id))
+            return released(claim, now=now)
         attempt = await self._sender.send(
             outgoing(claim, signatures, region=self._settings.region),
             timeout_ms=request.timeout_ms or self._settings.default_timeout_ms,

@@ -15,6 +15,9 @@ SILENCE_S = 600
 #: Whoever was seen in this time is there: signs of life come three times as often.
 RECENTLY_S = 30
 
+#: How the names begin of those that have no sessions of their own.
+POOLED = "pooled_"
+
 _FREE = f"""
     SELECT n FROM generate_series(0, 255) n LEFT JOIN nodes ON nodes.number = n
     WHERE nodes.owner IS NULL OR nodes.seen_at < clock_timestamp() - interval '{SILENCE_S} seconds'

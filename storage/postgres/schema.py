@@ -16,15 +16,27 @@ from storage.postgres.connections import transaction
 from storage.postgres.driver import Connection, Target
 from storage.protocol import CannotOpen
 
-#: Advisory locks, each for the end of a transaction: what is locked, within the schema.
+#: Advisory locks, each until the end of a transaction: what is locked, within the schema.
 MIGRATIONS, NODES, FORGETTING, SCHEDULES, URL_GROUPS, QUEUES, ACCOUNTS = 1, 2, 3, 4, 5, 6, 7
+#: This one is held, shared, by a session of each process for as long as it lives.
+ALIVE = 8
 
 _KNOWN = migrations_of("storage.postgres")
 
 
 def advisory_lock(schema: str, what: int) -> str:
     """The statement that locks, until the end of the transaction, one thing of one relay in this database."""
-    return f"SELECT pg_advisory_xact_lock({_signed(crc32(schema.encode()))}, {what})"
+    return f"SELECT pg_advisory_xact_lock({_number(schema)}, {what})"
+
+
+def shared_lock(schema: str, what: int) -> str:
+    """The statement that locks it together with others until the session ends."""
+    return f"SELECT pg_advisory_lock_shared({_number(schema)}, {what})"
+
+
+def free(schema: str, what: int) -> str:
+    """The statement that asks whether nobody has it locked, by locking it until the end of the transaction."""
+    return f"SELECT pg_try_advisory_xact_lock({_number(schema)}, {what})"
 
 
 async def prepare(connection: Connection, target: Target, *, migrate: bool) -> None:
@@ -88,5 +100,6 @@ async def _tables(connection: Connection, target: Target) -> Collection[str]:
     return [row[0] for row in rows]
 
 
-def _signed(number: int) -> int:
+def _number(schema: str) -> int:
+    number = crc32(schema.encode())
     return number - (1 << 32) if number >= 1 << 31 else number

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 from relay.clock import SharedClock
@@ -18,12 +19,13 @@ from relay.domain.tenant import Principal, Tenant, TenantLimits, Token
 from relay.domain.url_group import Endpoint, EndpointRef, UrlGroup
 from relay.ids import Ids, random_name
 from storage.codec import Row
-from storage.postgres import nodes, schema, work
+from storage.postgres import nodes, schema, takeovers, work
 from storage.postgres.connections import Pool, Server, run, transaction
 from storage.postgres.driver import Connection, Session, Target
 from storage.postgres.horizon import Horizon
 from storage.postgres.lane import Lane, Work
 from storage.postgres.nodes import Node
+from storage.postgres.takeovers import Takeovers
 from storage.postgres.tx import Transactions, Tx
 from storage.postgres.watch import Watch, agree
 from storage.postgres.work import Claiming, Road
@@ -42,7 +44,7 @@ from storage.protocol import (
     SetAside,
     Stats,
 )
-from storage.sql import archive, cancel, catalog, gates, schedules, transfer, url_groups
+from storage.sql import archive, cancel, catalog, gates, permits, schedules, transfer, url_groups
 from storage.sql.gates import LONGEST_LEASE_MS
 from storage.sql.road import Acceptance, cost_of_messages, cost_of_settlements
 from storage.sql.script import Query, Script, slices
@@ -78,11 +80,12 @@ async def opened(target: Target, *, clock: SharedClock, migrate: bool) -> "Postg
     try:
         await schema.prepare(connection, target, migrate=migrate)
 
-        async def take(connection: Connection) -> Node:
+        async def take(connection: Connection) -> tuple[Node, int]:
             await connection.run(schema.advisory_lock(target.schema, schema.NODES))
-            return await nodes.take(connection, random_name("node_"))
+            node = await nodes.take(connection, random_name(nodes.POOLED if target.pooled else "node_"))
+            return node, await takeovers.silence(connection, target, node)
 
-        node = await transaction(connection, take)
+        node, silent_ms = await transaction(connection, take)
         last_id = max(
             await _number(connection, "SELECT max(id) FROM messages"),
             await _greatest(connection, "dead_letters", "id"),
@@ -93,6 +96,7 @@ async def opened(target: Target, *, clock: SharedClock, migrate: bool) -> "Postg
             server,
             node=node,
             clock=clock,
+            takeovers=Takeovers(asyncio.get_running_loop().time, silent_ms=silent_ms),
             last_id=last_id,
             positions=Ids(node=node.number, last=last_position),
         )
@@ -104,7 +108,14 @@ class PostgresStorage:
     """All roles of `storage.protocol`. Belongs to the event loop it was opened on."""
 
     def __init__(
-        self, server: Server, *, node: Node, clock: SharedClock, last_id: int, positions: Ids
+        self,
+        server: Server,
+        *,
+        node: Node,
+        clock: SharedClock,
+        takeovers: Takeovers,
+        last_id: int,
+        positions: Ids,
     ) -> None:
         self._server = server
         self._node = node
@@ -112,10 +123,11 @@ class PostgresStorage:
         self._last_id = last_id
         self._wakes: list[Callable[[int], None]] = []
         self._closed = False
+        self._recounted_at: int | None = None
         self._positions = positions
         self._transactions = Transactions(positions, self._due)
         self._horizon = Horizon()
-        road = Road(self._transactions, self._horizon)
+        road = Road(self._transactions, self._horizon, takeovers)
         self._publishes: Lane[Acceptance, Published] = Lane(
             server, _HOT, Work(road.publish, road.publish_again), orphaned=self._hand_back
         )
@@ -144,7 +156,7 @@ class PostgresStorage:
         self._walks = Pool(server, _SEARCH, 1)
         self._changes = Pool(server, _CHANGE, 2)
         self._transfers = Pool(server, _TRANSFER, 1)
-        self._watch = Watch(server, node, clock, woken=self._woken)
+        self._watch = Watch(server, node, clock, takeovers, woken=self._woken)
 
     @property
     def last_id(self) -> int:
@@ -526,6 +538,7 @@ class PostgresStorage:
             return removed.rows
 
         removed = await self._change(prune)
+        await self._recount(now)
         left = await self._lookups.read(gates.retired)
         if left is None:
             return removed
@@ -533,6 +546,14 @@ class PostgresStorage:
         gate, tenant = left
         ids = await self._lookups.read(lambda: gates.stragglers(gate, limit=min(limit, cancel.BITE)))
         return removed + len(await self._cancel(tenant, ids, len(ids), now))
+
+    async def _recount(self, now: int) -> None:
+        """Now and then, take back permits of tenants that no attempt holds."""
+        if self._recounted_at is not None and 0 <= now - self._recounted_at < permits.RECOUNT_MS:
+            return
+        for tenant in await self._searches.read(lambda: permits.leaking(limit=permits.RECOUNTED)):
+            await self._write(partial(permits.recount, tenant, now))
+        self._recounted_at = now
 
     async def stats(self) -> Stats:
         live, dead_letters, rows, oldest_due_at = await self._lookups.read(_depths)

@@ -12,10 +12,11 @@ from typing import Any
 
 from relay.clock import SharedClock
 from relay.domain.errors import Unavailable
-from storage.postgres import nodes
+from storage.postgres import nodes, schema
 from storage.postgres.connections import Server
 from storage.postgres.driver import Connection, Session
 from storage.postgres.nodes import Node
+from storage.postgres.takeovers import MEASURE_S, Takeovers
 
 _BEAT_S = 10.0
 
@@ -37,11 +38,18 @@ class Watch:
     """The task of one process. `woken` hears, on the event loop, of the due times that other processes tell."""
 
     def __init__(
-        self, server: Server, node: Node, clock: SharedClock, *, woken: Callable[[int], None]
+        self,
+        server: Server,
+        node: Node,
+        clock: SharedClock,
+        takeovers: Takeovers,
+        *,
+        woken: Callable[[int], None],
     ) -> None:
         self._server = server
         self._node = node
         self._clock = clock
+        self._takeovers = takeovers
         self._woken = woken
         self._channel = f"{server.target.schema}_work"
         self._hint: int | None = None
@@ -106,11 +114,12 @@ class Watch:
             await asyncio.sleep(_PAUSE_S)
 
     async def _listen(self, connection: Connection) -> None:
-        """Behind a pooler nobody can listen: others' hints are missed, and polling finds their work."""
+        """Hear hints, and be known to be alive. Behind a pooler nobody can: polling finds the work of others."""
         raw = connection.raw
         raw.add_termination_listener(lambda _: self._stirred.set())
         if not self._server.target.pooled:
             await connection.listen(self._channel, self._heard)
+            await connection.run(schema.shared_lock(self._server.target.schema, schema.ALIVE))
             self._listening.set()
 
     def _heard(self, raw: Any, pid: int, channel: str, payload: str) -> None:
@@ -120,27 +129,33 @@ class Watch:
 
     async def _attend(self, connection: Connection) -> None:
         """Beat and tell until the connection breaks."""
-        beat_at = 0.0
+        beat_at = measure_at = 0.0
         while connection.usable:
+            # A sign of life says as well that this process knows how late it is.
+            if self._loop.time() >= measure_at:
+                measure_at = self._loop.time() + MEASURE_S
+                self._takeovers.corrected(await agree(connection, self._clock))
             if self._loop.time() >= beat_at:
                 beat_at = self._loop.time() + _BEAT_S
                 await self.beat(connection)
-                await agree(connection, self._clock)
             if self._hint is not None:
                 hint, self._hint = self._hint, None
                 await connection.rows("SELECT pg_notify($1, $2)", self._channel, str(hint))
                 await asyncio.sleep(_HINT_S)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, beat_at - self._loop.time())):
+                async with asyncio.timeout(max(0.0, min(beat_at, measure_at) - self._loop.time())):
                     await self._stirred.wait()
             self._stirred.clear()
 
 
-async def agree(connection: Connection, clock: SharedClock) -> None:
-    """Measure how far the clock is from the database's, and correct what cannot be the way there and back."""
+async def agree(connection: Connection, clock: SharedClock) -> int:
+    """Measure how far the clock is from the database's, and correct what cannot be the way there and back; by how
+    many ms."""
     before = clock.now()
     (at,) = (await connection.rows(_NOW))[0]
     after = clock.now()
-    error_ms = at - (before + after) // 2
-    if abs(error_ms) > (after - before) // 2 + 1:
-        clock.correct(error_ms)
+    error_ms: int = at - (before + after) // 2
+    if abs(error_ms) <= (after - before) // 2 + 1:
+        return 0
+    clock.correct(error_ms)
+    return error_ms

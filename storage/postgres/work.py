@@ -40,6 +40,7 @@ from storage.codec import (
 )
 from storage.postgres.driver import Connection
 from storage.postgres.horizon import Horizon
+from storage.postgres.takeovers import Takeovers
 from storage.postgres.tx import Transactions, Tx
 from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Permits, Published, Receipt, SetAside
 from storage.sql import crowds, gates, permits
@@ -132,14 +133,16 @@ _FREE_KEYS = f"""
     WHERE d.tenant = j.tenant AND d.key = j.key AND d.message_id = j.message_id
 """
 
-#: $1 now, $2 limit, $3 end of the lease, $4 positions, $5 bytes, $6 where to begin. One row too many is looked at:
+#: $1 now, $2 limit, $3 end of the lease, $4 positions, $5 bytes, $6 where to begin, $7 whether a lease that has run
+#: out is lost. One row too many is looked at:
 #: it tells when to come again. What is beyond the bytes is let go by the commit. Who was lost with the permit of a
 #: key needs another one: those are only named.
 _OPENING = "SELECT opens_at FROM gates WHERE opens_at IS NOT NULL ORDER BY opens_at LIMIT 1"
 _CLAIM = f"""
     WITH due AS MATERIALIZED (
         SELECT tenant, id, state, due_at, cancel_requested FROM deliveries
-        WHERE due_at BETWEEN $6 AND $1 ORDER BY due_at, id LIMIT $2::bigint + 1 FOR UPDATE SKIP LOCKED
+        WHERE due_at BETWEEN $6 AND $1 AND ($7::boolean OR state <> {ACTIVE})
+        ORDER BY due_at, id LIMIT $2::bigint + 1 FOR UPDATE SKIP LOCKED
     ),
     seen AS MATERIALIZED (
         SELECT due.tenant AS d_tenant, due.id AS d_id, due.state AS was, due.due_at AS was_due_at, {MESSAGE_READ},
@@ -300,9 +303,10 @@ class _Admitted(NamedTuple):
 class Road:
     """The hot operations of one process."""
 
-    def __init__(self, transactions: Transactions, horizon: Horizon) -> None:
+    def __init__(self, transactions: Transactions, horizon: Horizon, takeovers: Takeovers) -> None:
         self._transactions = transactions
         self._horizon = horizon
+        self._takeovers = takeovers
 
     async def publish(self, connection: Connection, calls: Sequence[Acceptance]) -> Sequence[Published]:
         """Accept what every call brings.
@@ -386,19 +390,21 @@ class Road:
         limit = max(0, terms.limit)
         max_bytes = _NO_LIMIT if terms.max_bytes is None else max(1, terms.max_bytes)
         begin = self._horizon.begin(now)
+        takes_over = self._takeovers.allowed(terms.lease_ms)
         # Gates that this process opens meanwhile count from now on.
         self._transactions.opens_at = None
 
         async def claim(tx: Tx) -> Sequence[Row]:
             positions = [tx.position(now) for _ in range(limit)]
             rows: Sequence[Row] = await tx.rows(
-                _CLAIM, now, limit, now + terms.lease_ms, positions, max_bytes, begin
+                _CLAIM, now, limit, now + terms.lease_ms, positions, max_bytes, begin, takes_over
             )
             return rows
 
         rows = await self._transactions.at_once(connection, claim)
         next_due_at, opens_at, lost_tenants, lost_ids = rows[0][:4]
-        self._horizon.seen(now if next_due_at is None else min(next_due_at, now), now)
+        if takes_over:
+            self._horizon.seen(now if next_due_at is None else min(next_due_at, now), now)
         self._transactions.opens(opens_at)
         abandoned: list[Claim] = []
         claims: list[Claim] = []

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
@@ -21,6 +22,7 @@ from storage.postgres import open_postgres
 from storage.postgres.driver import Connection, Session, connect, target_of
 from storage.postgres.horizon import Horizon
 from storage.postgres.storage import PostgresStorage
+from storage.postgres.takeovers import Takeovers
 from storage.postgres.tx import Transactions
 from storage.postgres.work import Claiming, Road
 from storage.protocol import ClaimTerms, Storage
@@ -460,7 +462,7 @@ async def rows_for_a_message(connection: Weighing, key: str, node: int) -> int:
     transactions = Transactions(Ids(node=node), lambda due_at, soon: None)
     # As if it had heard of a gate that opens.
     transactions.opens(NOW)
-    road = Road(transactions, Horizon())
+    road = Road(transactions, Horizon(), Takeovers(time.monotonic, silent_ms=0))
     before = connection.rows_seen
     message = a_message(flow=FlowControl(key=key, parallelism=1))
     await road.publish(connection, [Acceptance([message], NOW, None)])
@@ -515,7 +517,8 @@ async def test_without_a_gate_every_step_of_the_road_is_still_one_statement(
     session = Session(longest_s=5.0, hot=True)
     opened = await connect(target_of(url), session)
     connection = Counting(opened.raw, target_of(url), session)
-    road = Road(Transactions(Ids(node=200), lambda due_at, soon: None), Horizon())
+    transactions = Transactions(Ids(node=200), lambda due_at, soon: None)
+    road = Road(transactions, Horizon(), Takeovers(time.monotonic, silent_ms=0))
     message = a_message()
     await road.publish(connection, [Acceptance([message], NOW, None)])
     assert connection.count == 1

@@ -10,7 +10,7 @@ import pytest
 
 from relay.clock import FakeClock
 from relay.config import Config
-from relay.domain.delivery import MAX_LOST_LEASES, Attempt, Change, Settlement, State, settle
+from relay.domain.delivery import MAX_LOST_LEASES, Attempt, Change, Lease, Settlement, State, settle
 from relay.domain.errors import Unavailable
 from relay.domain.message import Callback, Headers, Message, MessageId, TenantId
 from relay.domain.selection import Order, Selection
@@ -80,6 +80,24 @@ class SignsAfter(Unsigned):
         if self._failures >= 0:
             raise Unavailable("the database is locked")
         return (("Upstash-Signature", "signature"),)
+
+
+class SignsWhileTimePasses(Unsigned):
+    """A signer during whose first signature something else happens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+        self.passes: Callable[[], None] = lambda: None
+        self.signing: asyncio.Event | None = None
+
+    async def sign(self, message: Message) -> Headers:
+        self.asked += 1
+        if self.asked == 1:
+            self.passes()
+            if self.signing is not None:
+                await self.signing.wait()
+        return await super().sign(message)
 
 
 class Rig:
@@ -311,6 +329,83 @@ async def test_a_lease_is_renewed_for_as_long_as_the_attempt_takes(rig: Rig) -> 
             assert stolen.claims == []
         release.set()
         await rig.until_state(message.id, State.DELIVERED)
+
+
+async def test_a_clock_that_is_set_forward_takes_no_delivery_away_from_the_relay_that_makes_it(
+    rig: Rig,
+) -> None:
+    release = asyncio.Event()
+    rig.destination.answer = lambda: _wait(release)
+    async with rig.running():
+        message = a_message()
+        await rig.engine.publish([message])
+        await rig.until(lambda: len(rig.destination.requests) == 1)
+        for _ in range(3):
+            rig.clock.advance(3 * Config().lease_ms)
+            rig.engine.wake(rig.clock.now())
+            await _let_loops_run()
+        assert len(rig.destination.requests) == 1
+        release.set()
+        await rig.until_state(message.id, State.DELIVERED)
+    assert await rig.states(message.id) == [State.CREATED, State.ACTIVE, State.DELIVERED]
+
+
+async def test_nothing_is_claimed_while_own_leases_may_have_run_out_and_cannot_be_renewed(
+    storage: Storage,
+) -> None:
+    faulty = Faulty(storage)
+    rig = Rig(_WithHint(faulty, storage))
+    release = asyncio.Event()
+    rig.destination.answer = lambda: _wait(release)
+    async with rig.running():
+        message = a_message()
+        await rig.engine.publish([message])
+        await rig.until(lambda: len(rig.destination.requests) == 1)
+        faulty.before = _only("renew", storage_is_away)
+        await rig.pass_time_until(lambda: rig.clock.now() > NOW + 2 * Config().lease_ms, step_ms=1_000)
+        assert rig.lines.named("leases.not_renewed")
+        faulty.before = _nothing_wrong
+        await rig.pass_time_until(lambda: rig.clock.now() > NOW + 4 * Config().lease_ms, step_ms=1_000)
+        release.set()
+        await rig.until_state(message.id, State.DELIVERED)
+    assert len(rig.destination.requests) == 1
+
+
+async def test_what_was_claimed_before_a_process_stood_still_for_longer_than_its_lease_is_not_sent_late(
+    storage: Storage,
+) -> None:
+    signer = SignsWhileTimePasses()
+    rig = Rig(storage, signer=signer)
+    signer.passes = lambda: rig.clock.advance(Config().lease_ms + 1)
+    async with rig.running():
+        message = a_message()
+        await rig.engine.publish([message])
+        await rig.pass_time_until(lambda: bool(rig.lines.named("delivery.too_late")), step_ms=1)
+        assert rig.destination.requests == []
+        # Nobody had taken it: it is due again, and no try was spent.
+        await rig.pass_time_until(lambda: len(rig.destination.requests) == 1, step_ms=100)
+        await rig.until_state(message.id, State.DELIVERED)
+    assert len(rig.destination.requests) == 1
+
+
+async def test_what_another_has_taken_over_before_it_was_sent_is_not_sent(storage: Storage) -> None:
+    signer = SignsWhileTimePasses()
+    renewing = _Renewing(storage)
+    rig = Rig(renewing, signer=signer)
+    signer.signing = asyncio.Event()
+    async with rig.running():
+        message = a_message()
+        await rig.engine.publish([message])
+        await rig.until(lambda: signer.asked == 1)
+        late = NOW + Config().lease_ms + 1
+        taken = await rig.storage.claim(ClaimTerms(limit=1, lease_ms=10 * Config().lease_ms), now=late)
+        assert [claim.claim_no for claim in taken.claims] == [2]
+        rig.clock.advance(Config().lease_ms // 2)
+        await rig.until(lambda: renewing.refused == [message.id])
+        signer.signing.set()
+        await rig.settled()
+    assert rig.destination.requests == []
+    assert len(rig.lines.named("settlement.refused")) == 1
 
 
 async def test_an_outcome_that_comes_after_its_lease_was_taken_over_is_refused(rig: Rig) -> None:
@@ -630,6 +725,22 @@ class _WithHint:
 
     def __getattr__(self, verb: str) -> object:
         return getattr(self._faulty, verb)
+
+
+class _Renewing:
+    """Storage, and the leases that it did not renew."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self.refused: list[MessageId] = []
+
+    def __getattr__(self, verb: str) -> object:
+        return getattr(self._storage, verb)
+
+    async def renew(self, leases: Sequence[Lease], *, until: int) -> Sequence[MessageId]:
+        refused = await self._storage.renew(leases, until=until)
+        self.refused += refused
+        return refused
 
 
 def _only(verb: str, trouble: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
