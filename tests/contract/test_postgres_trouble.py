@@ -27,7 +27,6 @@ from tests.contract.steps import (
     LATER,
     LEASE_MS,
     accept,
-    bury,
     deliver,
     fail,
     happenings,

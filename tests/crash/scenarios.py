@@ -198,7 +198,6 @@ NETWORK_SWALLOWS = Scenario(
 NETWORK_SLOW = Scenario("network to PostgreSQL slow", server.slow, backends=_SHARED, nodes=2)
 
 
-
 def killed_behind_a_pooler(rounds: int) -> Scenario:
     return Scenario(
         f"{rounds} times SIGKILL of one of 2, pooler",
