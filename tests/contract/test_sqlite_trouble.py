@@ -568,11 +568,11 @@ async def test_a_commit_is_flushed_to_the_disk(numbers: Path) -> None:
 async def test_what_comes_of_a_result_nobody_waited_for_is_written_although_the_writer_closes(
     numbers: Path,
 ) -> None:
+    def take_back(number: int) -> None:
+        writer.submit(DELETE, number, late=True)
+
     writer = Writer(
-        lambda: driver.connect_writer(numbers),
-        Ids(),
-        committed=lambda tx: None,
-        orphaned=lambda number: writer.submit(DELETE, number, late=True),
+        lambda: driver.connect_writer(numbers), Ids(), committed=lambda tx: None, orphaned=take_back
     )
     writer.submit(INSERT, 1).cancel()
     kept = writer.submit(INSERT, 2)
