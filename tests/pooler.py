@@ -1,4 +1,4 @@
-"""A pooler in transaction mode: what pgbouncer does, and stricter.
+"""A pooler in transaction mode, as strict as one may be: pgbouncer with `pool_mode = transaction`, and meaner.
 
 Each transaction gets the session of the server that has rested for longest, whoever had it before, so that nothing
 a client leaves in a session is there when it comes back. Speaks as much of PostgreSQL's protocol as that takes: no

@@ -49,6 +49,13 @@ _PASSING = frozenset({"40001", "40P01", "53100", "53200", "55P03", "57014"})
 #: What goes in and out of statements besides plain values.
 _ARRAYS = "SELECT NULL::smallint[], NULL::integer[], NULL::bigint[], NULL::bytea[]"
 
+#: What is told is on disk, also where it is the rule of a database that it need not be. Whether replicas are waited
+#: for (`local`, `remote_write`, `remote_apply`) is for whoever runs it to choose.
+_DURABLY = """
+    SELECT set_config('synchronous_commit', 'on', {for_transaction})
+    WHERE current_setting('synchronous_commit') = 'off'
+"""
+
 _MARK = re.compile(r"\?(\d*)")
 _LOCK = re.compile(r"/\*(FOR UPDATE[^*]*)\*/")
 
@@ -156,6 +163,7 @@ class Connection:
             self._begin = "BEGIN ISOLATION LEVEL READ COMMITTED; " + "; ".join(
                 f"SET LOCAL {name} = '{value}'" for name, value in settings.items()
             )
+            self._begin += ";" + _DURABLY.format(for_transaction="true")
         self._open = False
 
     @property
@@ -291,8 +299,14 @@ async def connect(target: Target, session: Session) -> Connection:
             raise CannotOpen(f"the database refuses the relay: {error}") from None
         raise
     connection = Connection(raw, target, session)
-    if target.pooled:
-        await connection.learn_types()
+    try:
+        if target.pooled:
+            await connection.learn_types()
+        else:
+            await connection.run(_DURABLY.format(for_transaction="false"))
+    except BaseException:
+        connection.terminate()
+        raise
     return connection
 
 

@@ -1,4 +1,4 @@
-"""Behind a pooler in transaction mode storage keeps nothing in a session, and the pooler would notice if it did."""
+"""Behind a pooler in transaction mode: storage keeps nothing in a session, or the pooler would notice."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator

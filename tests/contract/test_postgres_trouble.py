@@ -319,7 +319,7 @@ async def test_a_server_that_goes_and_comes_back_is_survived(
     async with asyncio.timeout(20):
         await other.listening()
         # Earlier than anything before it: hints that wait are told as one, the earliest.
-        await until_it_works(lambda: accept(storage, a_message(not_before=NOW - 7)))
+        await until_it_works(lambda: accept(storage, a_message(created_at=NOW - 7), now=NOW - 7))
         while await heard.get() != NOW - 7:
             pass
     await asyncio.gather(storage.close(), other.close())
@@ -552,3 +552,17 @@ def test_marks_become_numbers_and_locks_are_uncovered() -> None:
     assert driver.dollars("a = ?2 AND b IN (?1, ?3)") == "a = $2 AND b IN ($1, $3)"
     assert driver.dollars("VALUES (?, 1, ?), (?, 1, ?)") == "VALUES ($1, 1, $2), ($3, 1, $4)"
     assert driver.dollars("SELECT 1 /*FOR UPDATE OF d*/") == "SELECT 1 FOR UPDATE OF d"
+
+
+@pytest.mark.parametrize(
+    ("asked", "used"), [("off", "on"), ("local", "local"), ("remote_apply", "remote_apply")]
+)
+@pytest.mark.parametrize("pooler", ["", "&pooler=transaction"])
+async def test_what_is_told_is_on_disk_whatever_is_the_rule_of_the_database(
+    url: str, pooler: str, asked: str, used: str
+) -> None:
+    connection = await driver.connect(target_of(f"{url}{pooler}&synchronous_commit={asked}"), SHORT)
+    try:
+        assert (await connection.rows("SHOW synchronous_commit"))[0][0] == used
+    finally:
+        connection.terminate()
