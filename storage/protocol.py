@@ -77,12 +77,14 @@ class SetAside(Struct, frozen=True, kw_only=True):
 class Claimed(Struct, frozen=True, kw_only=True):
     """What was due, and the earliest instant at which anything else will be (leases that run out included).
 
-    `passed_over`: something is due in a crowd that may not have more at the moment.
+    `passed_over`: something is due in a crowd that may not have more at the moment. `refused` are those of the
+    settlements it came `after`.
     """
 
     claims: Sequence[Claim]
     next_due_at: int | None
     passed_over: bool = False
+    refused: Sequence[MessageId] = ()
 
 
 class DueSchedule(Struct, frozen=True, kw_only=True):
@@ -186,9 +188,13 @@ class Inbox(Protocol):
 class Work(Protocol):
     """Taking deliveries and reporting what came of them."""
 
-    async def claim(self, terms: ClaimTerms, *, now: int) -> Claimed:
+    async def claim(self, terms: ClaimTerms, *, now: int, after: Sequence[Settlement] = ()) -> Claimed:
         """Lease what is due, oldest due time first, and what its gates let pass. A lease that ran out is due like
-        anything else, and taking it over raises the claim's `lost_leases`."""
+        anything else, and taking it over raises the claim's `lost_leases`.
+
+        It may come `after` settlements in their own commit, to take what they free; when they free nothing, nothing
+        is claimed. Nothing is known to be written when it raises.
+        """
         ...
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[MessageId]:

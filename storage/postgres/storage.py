@@ -218,7 +218,9 @@ class PostgresStorage:
 
     # Work
 
-    async def claim(self, terms: ClaimTerms, *, now: int) -> Claimed:
+    async def claim(self, terms: ClaimTerms, *, now: int, after: Sequence[Settlement] = ()) -> Claimed:
+        if after:
+            return Claimed(claims=(), next_due_at=None, refused=await self.settle(after))
         self._watch.check()
         return await self._claims.submit(Claiming(terms, now))
 

@@ -1,8 +1,8 @@
 """How much of a parallelism limit arrives at a receiver: `python -m tests.bench.limits`, with `--postgres` on that.
 
 A flow-control key lets so many requests be under way at once, and the receiver answers each after the same time:
-that allows so many starts a second. Whatever passes between an answer and the next request is lost. The *floor* is a
-stock aiohttp client with as many lanes, each sending the next request when the one before was answered: it shows
+that allows so many starts a second. Whatever passes between an answer and the next request is lost. The *floor* is
+a stock aiohttp client with as many lanes, each sending the next request when the one before was answered: it shows
 what client, receiver and machine leave of the limit when nothing is stored.
 """
 
@@ -127,7 +127,11 @@ def measure(options: Options) -> list[Finding]:
     """Run the rounds and print the table."""
     measured = {case: _Measured() for case in CASES}
     flushes: list[float] = []
-    with systems.workspace(options.directory) as directory, machine.on_core(machine.LOAD_CORE), ExitStack() as stack:
+    with (
+        systems.workspace(options.directory) as directory,
+        machine.on_core(machine.LOAD_CORE),
+        ExitStack() as stack,
+    ):
         server: Server | None = None
         if options.postgres:
             server = Server(fsync="on", full_page_writes="on")
@@ -185,7 +189,9 @@ def _started(running: ExitStack, directory: Path, server: Server | None) -> syst
     return systems.System(name="relay", pid=live.process.pid, port=int(live.port), log=live.log)
 
 
-async def _turn(system: systems.System, case: Case, measured: _Measured, number: int, options: Options) -> None:
+async def _turn(
+    system: systems.System, case: Case, measured: _Measured, number: int, options: Options
+) -> None:
     count = max(20, int(case.allowed * options.seconds))
     key = f"{case.parallelism}-{case.answer_ms}-{number}"
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
@@ -215,7 +221,9 @@ async def _back_to_back(session: aiohttp.ClientSession, url: str, lanes: int, co
 
     async def lane() -> None:
         for number in numbers:
-            async with session.post(url, data=body(number), headers={"Content-Type": "text/plain"}) as response:
+            async with session.post(
+                url, data=body(number), headers={"Content-Type": "text/plain"}
+            ) as response:
                 await response.read()
 
     await asyncio.gather(*(lane() for _ in range(lanes)))

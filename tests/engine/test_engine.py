@@ -19,7 +19,7 @@ from relay.engine.settler import Settler
 from relay.ids import Ids, dead_letter_text, text_of
 from relay.metrics import Metrics
 from relay.wire.outbound import Outgoing
-from storage.protocol import ClaimTerms, Storage, Work
+from storage.protocol import ClaimTerms, Storage
 from tests.builders import NOW, TENANT, a_claim, a_message, an_attempt, next_id
 from tests.engine.stepped import Faulty, Lines, storage_is_away
 
@@ -609,9 +609,7 @@ async def test_one_settlement_that_storage_cannot_digest_does_not_hold_up_its_ne
 
     freed: list[Settlement] = []
     storage = Indigestible()
-    settler = Settler(
-        cast(Work, storage), clock=rig.clock, log=rig.lines, metrics=Metrics(), settled=freed.extend
-    )
+    settler = Settler(storage.settle, clock=rig.clock, log=rig.lines, metrics=Metrics(), settled=freed.extend)
     for settlement in (good, poison):
         settler.put(settlement)
     loop = asyncio.create_task(settler.run())
