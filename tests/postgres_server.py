@@ -106,6 +106,11 @@ class Server:
             time.sleep(0.01)
 
     @property
+    def socket(self) -> Path:
+        """Where it listens."""
+        return self.directory / ".s.PGSQL.5432"
+
+    @property
     def pid(self) -> int:
         """Of the process whose descendants all others are."""
         return int((self._data / "postmaster.pid").read_text().split()[0])
@@ -138,11 +143,12 @@ class Server:
 def url() -> str:
     """A database nobody has used yet, on the server of this process."""
     given = os.environ.get("RELAY_TEST_POSTGRES_URL")
-    return _fresh(given) if given else _own().url()
+    return _fresh(given) if given else own().url()
 
 
 @cache
-def _own() -> Server:
+def own() -> Server:
+    """The server of this process."""
     server = Server()
     atexit.register(server.remove)
     server.start()

@@ -46,6 +46,16 @@ _REASONS = {
 #: Not the connection's fault: it can be used again.
 _PASSING = frozenset({"40001", "40P01", "53100", "53200", "55P03", "57014"})
 
+#: What goes in and out of statements besides plain values.
+_ARRAYS = "SELECT NULL::smallint[], NULL::integer[], NULL::bigint[], NULL::bytea[]"
+
+#: What is told is on disk, also where it is the rule of a database that it need not be. Whether replicas are waited
+#: for (`local`, `remote_write`, `remote_apply`) is for whoever runs it to choose.
+_DURABLY = """
+    SELECT set_config('synchronous_commit', 'on', {for_transaction})
+    WHERE current_setting('synchronous_commit') = 'off'
+"""
+
 _MARK = re.compile(r"\?(\d*)")
 _LOCK = re.compile(r"/\*(FOR UPDATE[^*]*)\*/")
 
@@ -153,6 +163,7 @@ class Connection:
             self._begin = "BEGIN ISOLATION LEVEL READ COMMITTED; " + "; ".join(
                 f"SET LOCAL {name} = '{value}'" for name, value in settings.items()
             )
+            self._begin += ";" + _DURABLY.format(for_transaction="true")
         self._open = False
 
     @property
@@ -193,6 +204,17 @@ class Connection:
                 await self.run("ROLLBACK")
             except Exception:
                 self.terminate()
+
+    async def learn_types(self) -> None:
+        """Have the driver ask now for the types it does not know, in a transaction that is undone.
+
+        It sets jit for the session when it asks, which would stay with whoever comes next in a pooler's session.
+        """
+        await self.begin()
+        try:
+            await self._fetch(_ARRAYS, ())
+        finally:
+            await self.rollback()
 
     async def run(self, text: str) -> None:
         """Run statements without values."""
@@ -260,6 +282,11 @@ async def connect(target: Target, session: Session) -> Connection:
     except (ValueError, exceptions.ClientConfigurationError) as error:
         raise CannotOpen(f"the database URL cannot be used: {error}") from None
     except exceptions.ProtocolViolationError as error:
+        # The one SQLSTATE of pgbouncer: also for having no server at the moment.
+        if "startup parameter" not in str(error):
+            raise Unavailable(
+                f"the pooler of the database turns the relay away: {error}", retry_after_s=2
+            ) from error
         raise CannotOpen(
             f"the database does not take the relay's settings ({error}): "
             "if there is a pooler in transaction mode in between, add pooler=transaction to its URL"
@@ -271,7 +298,16 @@ async def connect(target: Target, session: Session) -> Connection:
         if isinstance(error, exceptions.PostgresError):
             raise CannotOpen(f"the database refuses the relay: {error}") from None
         raise
-    return Connection(raw, target, session)
+    connection = Connection(raw, target, session)
+    try:
+        if target.pooled:
+            await connection.learn_types()
+        else:
+            await connection.run(_DURABLY.format(for_transaction="false"))
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
 
 
 def version_problem(version: int) -> str | None:

@@ -35,7 +35,7 @@ from storage.sql import crowds, gates, permits
 from storage.sql.crowds import STANDS_ASIDE
 from storage.sql.gates import Member, Rest, Waiter, rest_of
 from storage.sql.road import LOST, NO_TERMS, Acceptance, Identity, canceled, distinct, left, stopped
-from storage.sql.script import Bulk, Parameters, Query, Script, marks, slices
+from storage.sql.script import Bulk, Parameters, Query, Script, marks, most, slices
 from storage.sqlite.writer import Tx
 
 _MESSAGE = f"INSERT INTO messages ({MESSAGE_COMMON}"
@@ -122,7 +122,7 @@ _CONTENT = Bulk(
 
 _SIFT = f"""
     INSERT INTO temp.sifted SELECT d.tenant, d.id, d.due_at
-    FROM (SELECT tenant, id FROM deliveries WHERE due_at <= ?1 ORDER BY due_at LIMIT ?2) f
+    FROM (SELECT tenant, id FROM deliveries WHERE due_at <= ?1 ORDER BY due_at LIMIT {most("?2")}) f
     JOIN deliveries d ON d.tenant = f.tenant AND d.id = f.id JOIN messages m ON m.id = d.id
     WHERE d.state <> {ACTIVE} AND d.tenant = ?3 AND m.host = ?4 AND m.queue IS NULL AND m.flow_key IS NULL
 """
@@ -257,7 +257,8 @@ def claim(tx: Tx, terms: ClaimTerms, now: int) -> Claimed:
             SET state = {ACTIVE}, claim_no = claim_no + 1, claimed_at = ?1, due_at = ?3,
                 lost_leases = lost_leases + (state = {ACTIVE})
             WHERE (tenant, id) IN (
-                SELECT tenant, id FROM deliveries WHERE due_at <= ?1 ORDER BY due_at, tenant, id LIMIT ?2
+                SELECT tenant, id FROM deliveries WHERE due_at <= ?1 ORDER BY due_at, tenant, id
+                LIMIT {most("?2")}
             )
             """,
             (now, len(rows), now + terms.lease_ms),
@@ -411,7 +412,8 @@ def _admitted(tx: Tx, terms: ClaimTerms, now: int) -> tuple[Sequence[Row], Colle
     if not keys and not waiting:
         return (), (), terms, passed_over
     due = tx.rows(
-        "SELECT due_at FROM deliveries WHERE due_at <= ?1 ORDER BY due_at LIMIT ?2", (now, terms.limit)
+        f"SELECT due_at FROM deliveries WHERE due_at <= ?1 ORDER BY due_at LIMIT {most('?2')}",
+        (now, terms.limit),
     )
     room = max(terms.limit - len(due), terms.limit // 2)
     if room == 0 and (tx.run(gates.next_opening()) or now) <= due[0][0]:
@@ -441,7 +443,7 @@ def _due(tx: Tx, terms: ClaimTerms, now: int) -> Sequence[Row]:
     for row in tx.stream(
         f"""
         SELECT {_CLAIMED} FROM deliveries d LEFT JOIN messages m ON m.id = d.id
-        WHERE d.due_at <= ?1 ORDER BY d.due_at, d.tenant, d.id LIMIT ?2
+        WHERE d.due_at <= ?1 ORDER BY d.due_at, d.tenant, d.id LIMIT {most("?2")}
         """,
         (now, max(0, terms.limit)),
     ):

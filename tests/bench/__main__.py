@@ -1,4 +1,4 @@
-"""All benchmarks in their short form, and one summary: `python -m tests.bench` (about three minutes).
+"""All benchmarks in their short form, and one summary: `python -m tests.bench` (about five minutes).
 
 Read the ratios; rates belong to the machine. Each program alone measures longer: `python -m tests.bench.NAME -h`.
 """
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import claim, drain, end_to_end, gates, latency, memory, systems
+from tests.bench import bloat, claim, drain, end_to_end, fairness, gates, latency, memory, nodes, systems
 from tests.bench.table import Finding, show
 
 
@@ -24,10 +24,18 @@ def main() -> None:
             drain.Options(messages=50_000, floor_messages=5_000, directory=directory)
         ),
         "claim": lambda: claim.measure(claim.Options(sizes=(1_000, 100_000), directory=directory)),
+        "claim on PostgreSQL": lambda: claim.measure(
+            claim.Options(sizes=(1_000, 100_000), postgres=True, directory=directory)
+        ),
         "gates": lambda: gates.measure(gates.Options(closed=(0, 10_000), directory=directory)),
         "memory": lambda: memory.measure(
             memory.Options(messages=50_000, idle_seconds=5, directory=directory)
         ),
+        "fairness": lambda: fairness.measure(
+            fairness.Options(messages=20_000, seconds=5, directory=directory)
+        ),
+        "nodes": lambda: nodes.measure(nodes.Options(rounds=1, messages=3_000, directory=directory)),
+        "bloat": lambda: bloat.measure(bloat.Options(messages=50_000, idle_seconds=5, directory=directory)),
     }
     findings: list[Finding] = []
     failed = False

@@ -1,6 +1,6 @@
 """Every backend, one contract: each test of this directory that asks for `storage` runs against all of them."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import pytest
 from storage.postgres import open_postgres
 from storage.protocol import Storage
 from storage.sqlite import open_sqlite
-from tests import postgres_server
+from tests import pooler, postgres_server
 
 #: Opens one database, and the same one again after it was closed.
 Open = Callable[[], Awaitable[Storage]]
@@ -23,14 +23,30 @@ def _postgres(directory: Path) -> Open:
     return partial(open_postgres, postgres_server.url())
 
 
+def _pooled(directory: Path) -> Open:
+    return partial(open_postgres, pooler.url())
+
+
 #: From an empty directory to the way to open a fresh database that belongs to it.
 BACKENDS: dict[str, Callable[[Path], Open]] = {"sqlite": _sqlite, "postgres": _postgres}
 
+#: PostgreSQL again, through a pooler: for the part of the contract that has a bit of everything.
+POOLED = {"pooled": _pooled}
+_POOLED_MODULES = ("test_work",)
 
-@pytest.fixture(params=list(BACKENDS))
-def open_storage(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "open_storage" in metafunc.fixturenames:
+        pooled = metafunc.module.__name__.endswith(_POOLED_MODULES)
+        metafunc.parametrize("open_storage", [*BACKENDS, *(POOLED if pooled else ())], indirect=True)
+
+
+@pytest.fixture
+def open_storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     """Opens this test's database."""
-    return BACKENDS[request.param](tmp_path)
+    yield {**BACKENDS, **POOLED}[request.param](tmp_path)
+    if request.param in POOLED:
+        assert pooler.shared().left_behind() == []
 
 
 class Opened:

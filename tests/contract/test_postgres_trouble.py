@@ -27,7 +27,6 @@ from tests.contract.steps import (
     LATER,
     LEASE_MS,
     accept,
-    bury,
     deliver,
     fail,
     happenings,
@@ -438,7 +437,7 @@ async def test_an_answer_that_never_comes_is_given_up_and_the_connection_replace
 async def test_a_connection_that_breaks_or_falls_silent_while_it_begins_to_listen_is_unavailable(
     own_server: postgres_server.Server,
 ) -> None:
-    async with a_proxy(str(own_server.directory / ".s.PGSQL.5432")) as proxy:
+    async with a_proxy(str(own_server.socket)) as proxy:
         target = target_of(f"postgresql://postgres@127.0.0.1:{proxy.port}/postgres")
         for trouble in (proxy.cut, proxy.swallow):
             proxy.mend()
@@ -555,35 +554,15 @@ def test_marks_become_numbers_and_locks_are_uncovered() -> None:
     assert driver.dollars("SELECT 1 /*FOR UPDATE OF d*/") == "SELECT 1 FOR UPDATE OF d"
 
 
-# Behind a pooler in transaction mode.
-
-
-async def test_nothing_is_left_in_a_session_behind_a_pooler(url: str) -> None:
-    """Every transaction may run in another session: those of this storage are wiped after each."""
-    target = target_of(f"{url}&pooler=transaction")
-    connection = await driver.connect(target, Session(longest_s=5))
-    path = "SELECT current_setting('search_path'), current_setting('statement_timeout')"
-    (inside,) = await connection.rows(path)
-    assert tuple(inside) == (target.schema, "5s")
-    prepared = await connection.raw.fetch("SELECT name FROM pg_prepared_statements")
-    (outside,) = await connection.raw.fetch(path)
-    assert [row["name"] for row in prepared if row["name"]] == []
-    assert tuple(outside) == ('"$user", public', "0")
-    connection.terminate()
-
-
-async def test_the_whole_road_runs_behind_a_pooler(url: str) -> None:
-    storage = await open_postgres(f"{url}&pooler=transaction")
-    plain, keyed, doomed = a_message(labels=("l",)), a_message(dedup_key=b"k" * 16), a_message(max_retries=0)
-    await deliver(storage, *await start(storage, plain))
-    await accept(storage, keyed)
-    assert (await accept(storage, a_message(dedup_key=b"k" * 16))).receipts[0].deduplicated
-    letter = await bury(storage, doomed)
-    await fail(storage, *await take(storage))
-    assert await storage.cancel(TENANT, EVERYTHING, limit=None, now=NOW) == [keyed.id]
-    again = a_message()
-    assert await storage.redrive(TENANT, [(letter.id, again)], now=NOW) == [again.id]
-    await storage.ping()
-    stats = await storage.stats()
-    assert (stats.live, stats.dead_letters) == (1, 0)
-    await storage.close()
+@pytest.mark.parametrize(
+    ("asked", "used"), [("off", "on"), ("local", "local"), ("remote_apply", "remote_apply")]
+)
+@pytest.mark.parametrize("pooler", ["", "&pooler=transaction"])
+async def test_what_is_told_is_on_disk_whatever_is_the_rule_of_the_database(
+    url: str, pooler: str, asked: str, used: str
+) -> None:
+    connection = await driver.connect(target_of(f"{url}{pooler}&synchronous_commit={asked}"), SHORT)
+    try:
+        assert (await connection.rows("SHOW synchronous_commit"))[0][0] == used
+    finally:
+        connection.terminate()

@@ -19,8 +19,9 @@ _WIDTHS = (49, 11, 9, 6, 8, 10)
 _LEGEND = """
 Accepted are publishes answered 2xx, and messages of schedules. Lost are those of them that never arrived at the
 endpoint. Doubled are attempts made once more than they count: in flight when a node died, froze or lost its way to
-the database for longer than a lease, they may have reached the endpoint, and are made again. Recovered is the
-longest time from such a moment to the last arrival of what was owed by then.
+the database for longer than a lease, they may have reached the endpoint, and are made again; a request that finds
+its idle connection closed is sent once more, too. Recovered is the longest time from such a moment to the last
+arrival of what was owed by then.
 """
 
 

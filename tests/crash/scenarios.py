@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from tests import postgres_server
-from tests.crash import clocks, endpoints, kills, nodes, server, stops, ticks, trouble
+from tests.crash import clocks, endpoints, kills, nodes, pooled, server, stops, ticks, trouble
 from tests.crash.doom import steps_of
 from tests.crash.world import Outcome, World, a_world
 
@@ -198,6 +198,28 @@ NETWORK_SWALLOWS = Scenario(
 NETWORK_SLOW = Scenario("network to PostgreSQL slow", server.slow, backends=_SHARED, nodes=2)
 
 
+def killed_behind_a_pooler(rounds: int) -> Scenario:
+    return Scenario(
+        f"{rounds} times SIGKILL of one of 2, pooler",
+        partial(pooled.one_dies_at_random, rounds=rounds),
+        pooled.SEVERAL_WORKERS,
+        _SHARED,
+        nodes=2,
+    )
+
+
+RESTARTED_BEHIND_A_POOLER = Scenario(
+    "PostgreSQL restarted, pooler", pooled.restarted, pooled.SEVERAL_WORKERS, _SHARED, nodes=2
+)
+FIRING_BEHIND_A_POOLER = Scenario(
+    "ticks, SIGKILL at every step of a firing, pooler",
+    pooled.around_firings,
+    ticks.LONG_LEASE,
+    _SHARED,
+    nodes=2,
+)
+
+
 def all_of(backend: str) -> Iterable[Scenario]:
     """In the order of the table, each step in a life of its own."""
     shared = backend in _SHARED
@@ -245,5 +267,8 @@ def all_of(backend: str) -> Iterable[Scenario]:
         NETWORK_CUT,
         NETWORK_SWALLOWS,
         NETWORK_SLOW,
+        killed_behind_a_pooler(5),
+        RESTARTED_BEHIND_A_POOLER,
+        FIRING_BEHIND_A_POOLER,
     ]
     return [scenario for scenario in scenarios if backend in scenario.backends]

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from urllib.parse import urlencode
 
 from relay.domain.errors import Unavailable
@@ -21,8 +22,8 @@ from tests.crash.proxy import Proxy, a_proxy
 from tests.crash.waiting import until
 from tests.crash.world import Outcome, World
 
-#: What is begun and ended around a part of the load.
-Trouble = Callable[[postgres_server.Server, Proxy], Awaitable[None]]
+#: What begins a trouble, or ends it.
+Trouble = Callable[[], Awaitable[object]]
 
 _REFUSED = 10
 _SLOW_S = 0.05
@@ -38,38 +39,26 @@ _A_BACKEND = (
 
 async def killed(world: World) -> Outcome:
     """SIGKILL of the postmaster; the server is started again on what it left."""
-
-    async def kill(server: postgres_server.Server, _: Proxy) -> None:
-        await asyncio.to_thread(server.kill)
-
-    return await _away(world, kill, _start)
+    async with _surroundings(world) as (server, _):
+        return await away(world, partial(asyncio.to_thread, server.kill), started_again(server))
 
 
 async def restarted(world: World) -> Outcome:
     """As an operator would: every session is ended, transactions are undone."""
-
-    async def stop(server: postgres_server.Server, _: Proxy) -> None:
-        await asyncio.to_thread(server.stop)
-
-    return await _away(world, stop, _start)
+    async with _surroundings(world) as (server, _):
+        return await away(world, partial(asyncio.to_thread, server.stop), started_again(server))
 
 
 async def cut(world: World) -> Outcome:
     """Connections break, and new ones are refused."""
-
-    async def begin(_: postgres_server.Server, proxy: Proxy) -> None:
-        proxy.cut()
-
-    return await _away(world, begin, _mend)
+    async with _surroundings(world) as (_, proxy):
+        return await away(world, _told(proxy.cut), _told(proxy.mend))
 
 
 async def swallowed(world: World) -> Outcome:
     """Connections stay and nothing comes through: only timeouts tell."""
-
-    async def begin(_: postgres_server.Server, proxy: Proxy) -> None:
-        proxy.swallow()
-
-    return await _away(world, begin, _mend)
+    async with _surroundings(world) as (_, proxy):
+        return await away(world, _told(proxy.swallow), _told(proxy.mend))
 
 
 async def slow(world: World) -> Outcome:
@@ -123,24 +112,23 @@ async def one_is_cut_off(world: World) -> Outcome:
         return await world.judge(in_doubt=True, late=True)
 
 
-async def _away(world: World, begin: Trouble, end: Trouble) -> Outcome:
+async def away(world: World, begin: Trouble, end: Trouble) -> Outcome:
     """The database goes under load, and comes back when every publisher has heard of it."""
-    async with _surroundings(world) as (server, proxy):
-        await _serve_all(world)
-        world.load.begin()
-        await world.accepted(50)
-        await begin(server, proxy)
-        world.interrupted()
-        before = len(world.ledger.refused)
-        await until(lambda: len(world.ledger.refused) >= before + _REFUSED, "nobody is refused")
-        for node in world.fleet.nodes:
-            assert await world.client.at(node).status("/healthz") == 200
-        await end(server, proxy)
-        await world.ready()
-        await world.accepted(20)
-        await world.load.end()
-        await world.settled()
-        return await world.judge(in_doubt=True, late=True)
+    await _serve_all(world)
+    world.load.begin()
+    await world.accepted(50)
+    await begin()
+    world.interrupted()
+    before = len(world.ledger.refused)
+    await until(lambda: len(world.ledger.refused) >= before + _REFUSED, "nobody is refused")
+    for node in world.fleet.nodes:
+        assert await world.client.at(node).status("/healthz") == 200
+    await end()
+    await world.ready()
+    await world.accepted(20)
+    await world.load.end()
+    await world.settled()
+    return await world.judge(in_doubt=True, late=True)
 
 
 async def _struck(world: World, query: str, strike: Callable[[int], object], *, rounds: int) -> Outcome:
@@ -183,20 +171,29 @@ async def _asked(database: str, query: str) -> int:
 
 
 @asynccontextmanager
-async def _surroundings(world: World) -> AsyncIterator[tuple[postgres_server.Server, Proxy]]:
-    """A server of this scenario's own, which all nodes reach through a proxy."""
+async def a_server(world: World) -> AsyncIterator[postgres_server.Server]:
+    """A server of this scenario's own, which the nodes do not outlive."""
     server = await asyncio.to_thread(postgres_server.Server)
     try:
         await asyncio.to_thread(server.start)
-        async with a_proxy(str(server.directory / ".s.PGSQL.5432")) as proxy:
-            world.moved_to(_at("127.0.0.1", server.url(), port=str(proxy.port)))
-            try:
-                yield server, proxy
-            finally:
-                # Whoever waits for the server must not outlive it.
-                await world.fleet.end()
+        try:
+            yield server
+        finally:
+            # Whoever waits for the server must not outlive it.
+            await world.fleet.end()
     finally:
         await asyncio.to_thread(server.remove)
+
+
+@asynccontextmanager
+async def _surroundings(world: World) -> AsyncIterator[tuple[postgres_server.Server, Proxy]]:
+    """A server of this scenario's own, which all nodes reach through a proxy."""
+    async with a_server(world) as server, a_proxy(str(server.socket)) as proxy:
+        world.moved_to(_at("127.0.0.1", server.url(), port=str(proxy.port)))
+        try:
+            yield server, proxy
+        finally:
+            await world.fleet.end()
 
 
 def _at(host: str, url: str, **others: str) -> str:
@@ -209,9 +206,14 @@ async def _serve_all(world: World) -> None:
     await asyncio.gather(*(node.serve(**SHORT_LEASE) for node in world.fleet.nodes))
 
 
-async def _start(server: postgres_server.Server, _: Proxy) -> None:
-    await asyncio.to_thread(server.start)
+def started_again(server: postgres_server.Server) -> Trouble:
+    return partial(asyncio.to_thread, server.start)
 
 
-async def _mend(_: postgres_server.Server, proxy: Proxy) -> None:
-    proxy.mend()
+def _told(change: Callable[[], None]) -> Trouble:
+    """Of a proxy, which does it at once."""
+
+    async def tell() -> None:
+        change()
+
+    return tell
