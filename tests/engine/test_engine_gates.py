@@ -23,7 +23,7 @@ from relay.metrics import Metrics
 from relay.wire.outbound import Outgoing
 from storage.protocol import Stats, Storage
 from tests.builders import NOW, TENANT, a_message
-from tests.engine.stepped import Faulty, Lines
+from tests.engine.stepped import Faulty, Lines, WithHint
 
 _PATIENCE_S = 60
 
@@ -402,17 +402,6 @@ class Verbs:
 
     async def _before(self, verb: str, *args: object) -> None:
         self.asked.append(verb)
-
-
-class WithHint:
-    """`Faulty` verbs, and the hint of the real storage, which is not a coroutine."""
-
-    def __init__(self, faulty: Faulty, storage: Storage) -> None:
-        self._faulty = faulty
-        self.on_work = storage.on_work
-
-    def __getattr__(self, verb: str) -> object:
-        return getattr(self._faulty, verb)
 
 
 @pytest.mark.parametrize("parallelism", [1, 3])
