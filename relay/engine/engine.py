@@ -205,10 +205,10 @@ class Engine:
             if self._settler.is_held_up:
                 await self._sleep(self._clock.now() + _ERROR_PAUSE_MS)
                 continue
-            now = self._clock.now()
             endings = self._endings
             try:
-                claimed, surplus = await self._claim(min(room, _CLAIM_BATCH), now)
+                claimed, surplus = await self._claim(min(room, _CLAIM_BATCH))
+                now = claimed.at
                 await self._set_aside(surplus, now)
             except Unavailable as reason:
                 self._metrics.storage_errors.labels("claim").inc()
@@ -317,7 +317,7 @@ class Engine:
         return ClaimTerms(limit=limit, lease_ms=self._settings.lease_ms, aside=aside)
 
     async def _claim(
-        self, limit: int, now: int, *, after: Sequence[Settlement] = ()
+        self, limit: int, *, after: Sequence[Settlement] = ()
     ) -> tuple[Claimed, Mapping[Crowd, Sequence[Claim]]]:
         """Claim at most so many, and start them; what exceeds the shares of its crowds is returned besides."""
         terms = ClaimTerms(
@@ -328,13 +328,13 @@ class Engine:
         )
         self._reserve(limit)
         try:
-            claimed = await self._storage.claim(terms, now=now, after=after)
+            claimed = await self._storage.claim(terms, now=self._clock.now, after=after)
         except BaseException:
             self._give_back(limit)
             raise
         # What was reserved is what is about to be taken: it must not count against anybody's share.
         self._room.give_back(limit)
-        surplus = self._take(claimed.claims, now, more=len(claimed.claims) == limit)
+        surplus = self._take(claimed.claims, claimed.at, more=len(claimed.claims) == limit)
         self._slots_freed.set()
         if not surplus:
             self._see_whether_empty()
@@ -348,9 +348,8 @@ class Engine:
         limit = self._successors(settlements)
         if not limit:
             return await self._storage.settle(settlements)
-        now = self._clock.now()
         try:
-            claimed, surplus = await self._claim(limit, now, after=settlements)
+            claimed, surplus = await self._claim(limit, after=settlements)
         except Unavailable:
             raise
         except Exception as bug:
@@ -359,7 +358,7 @@ class Engine:
             return await self._storage.settle(settlements)
         for claims in surplus.values():
             for claim in claims:
-                self._start(claim, now, postponed_to=now)
+                self._start(claim, claimed.at, postponed_to=claimed.at)
         self._passed_over = self._passed_over or claimed.passed_over
         if claimed.next_due_at is not None:
             self.wake(claimed.next_due_at)

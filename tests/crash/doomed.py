@@ -31,7 +31,7 @@ from relay.domain.message import Message, MessageId, TenantId
 from relay.engine.engine import Sends
 from relay.log import BridgeHandler, StreamLog
 from relay.wire.outbound import Outgoing
-from storage.protocol import Claimed, ClaimTerms, Firing, Published, Retention, Storage
+from storage.protocol import Claimed, ClaimTerms, Firing, Published, Retention, Storage, When
 from tests.crash import watched, watched_postgres
 from tests.crash.doom import STEPS, Doom, die
 from tests.crash.watched import Trouble
@@ -100,7 +100,7 @@ class DoomedStorage:
         self._doom.reached("publish", "told")
         return published
 
-    async def claim(self, terms: ClaimTerms, *, now: int, after: Sequence[Settlement] = ()) -> Claimed:
+    async def claim(self, terms: ClaimTerms, *, now: When, after: Sequence[Settlement] = ()) -> Claimed:
         verbs = _verbs_of(after) if after else []
         self._need_storage()
         with self._doom.during("claim", *verbs):
