@@ -37,8 +37,14 @@ async def copy(
     part of this copy, or the source is itself only part of one.
     """
     note = f"{name} with {await _marks(source)}"
-    await _check(source, target, note)
+    begun = await _check(source, target, note)
     await target.put_setting(UNFINISHED, note)
+    try:
+        # Whoever starts from now on finds the note, and whoever started before it is found here.
+        await _refuse_used(source, target)
+    except CannotCopy:
+        await target.put_setting(UNFINISHED, begun)
+        raise
     for table in source.tables:
         total, done = await source.count_rows(table), 0
         after = await target.last_row(table)
@@ -70,13 +76,18 @@ async def refuse_unfinished(storage: Settings) -> None:
         raise CannotOpen("the database holds an unfinished copy: end it by running relay copy again")
 
 
-async def _check(source: Storage, target: Storage, note: str) -> None:
+async def _refuse_used(source: Storage, target: Storage) -> None:
     for role, storage in (("source", source), ("target", target)):
         if others := await storage.other_users():
             users = "a relay or another copy" if others == 1 else f"{others} relays or copies"
             raise CannotCopy(
                 f"the {role} is in use by {users}: stop it first (what was killed counts for half a minute)"
             )
+
+
+async def _check(source: Storage, target: Storage, note: str) -> str:
+    """What the target's note says before this copy."""
+    await _refuse_used(source, target)
     if await source.setting(UNFINISHED):
         raise CannotCopy("the source is itself an unfinished copy")
     begun = await target.setting(UNFINISHED)
@@ -88,6 +99,7 @@ async def _check(source: Storage, target: Storage, note: str) -> None:
                 raise CannotCopy(
                     f"the target is not empty: its table {table} has rows (a complete copy is not repeated)"
                 )
+    return begun or ""
 
 
 async def _marks(source: Storage) -> str:

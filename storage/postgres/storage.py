@@ -329,7 +329,12 @@ class PostgresStorage:
         return await self._searches.read(lambda: schedules.schedules(tenant))
 
     async def delete_schedule(self, tenant: TenantId, schedule_id: str) -> bool:
-        return await self._write(lambda: schedules.delete_schedule(tenant, schedule_id))
+        async def delete(tx: Tx) -> bool:
+            # Whoever puts it makes its row anew, which nobody sees who had to wait for the old one.
+            await self._lock(tx, schema.SCHEDULES)
+            return await tx.run(schedules.delete_schedule(tenant, schedule_id))
+
+        return await self._change(delete)
 
     async def pause_schedule(
         self, tenant: TenantId, schedule_id: str, *, paused: bool, next_at: int | None

@@ -127,7 +127,8 @@ _PUBLISH_FULL = _publish_text(_FULL, labelled=True)
 _STORED = "SELECT id FROM messages WHERE tenant = $1 AND id = ANY ($2::bigint[])"
 
 _HOLDING = "tenant, key, message_id, expires_at"
-#: Takes the keys that are free or spent. Each row waits for whoever is taking the same key right now.
+#: Takes the keys that are free or spent. Each row waits for whoever is taking the same key right now. Those that it
+#: does not take it has locked, so that they are there when their holders are read.
 _TAKE_KEYS = f"""
     {_insert("dedup", _HOLDING)}
     ON CONFLICT (tenant, key) DO UPDATE SET message_id = excluded.message_id, expires_at = excluded.expires_at

@@ -139,6 +139,18 @@ async def test_cancellations_and_settlements_of_the_same_messages_wait_for_each_
     assert (await nodes[2].stats()).live == len(waiting)
 
 
+async def test_a_schedule_that_is_put_again_while_it_is_deleted_is_gone(join: Open) -> None:
+    nodes = await three(join)
+    for _ in range(20):
+        await put(nodes[0], a_schedule())
+        putting, deleting = put(nodes[1], a_schedule()), nodes[2].delete_schedule(TENANT, "scd_1")
+        schedule, deleted = await asyncio.gather(putting, deleting)
+        # Either was first: the other found what that one left.
+        assert deleted
+        assert (await nodes[0].schedule(TENANT, "scd_1") is None) == (schedule.revision == 2)
+        await nodes[0].delete_schedule(TENANT, "scd_1")
+
+
 async def test_one_tick_is_fired_by_one_of_all_nodes(join: Open) -> None:
     nodes = await three(join)
     schedule = await put(nodes[0], a_schedule())

@@ -1,9 +1,9 @@
 """Everything a database holds comes out as rows and goes into another one, whichever backends the two are."""
 
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import pytest
@@ -335,6 +335,41 @@ async def test_a_database_that_others_use_is_neither_copied_nor_copied_to(other:
         assert matching(await copy(other, shared, name="here", progress=unheard))
     finally:
         await relay.close()
+        await shared.close()
+
+
+class _Joined:
+    """A target on which a relay starts while it is being looked at."""
+
+    def __init__(self, storage: Storage, join: Callable[[], Awaitable[Storage]]) -> None:
+        self._storage = storage
+        self._join = join
+        self.relay: Storage | None = None
+
+    def __getattr__(self, verb: str) -> object:
+        return getattr(self._storage, verb)
+
+    async def put_setting(self, name: str, value: str) -> None:
+        if self.relay is None:
+            self.relay = await self._join()
+        await self._storage.put_setting(name, value)
+
+
+async def test_a_relay_that_starts_on_the_target_just_before_the_note_is_there_is_noticed(
+    other: Storage,
+) -> None:
+    url = postgres_server.url()
+    shared = await open_postgres(url)
+    target = _Joined(shared, lambda: open_postgres(url))
+    await accept(other, a_message())
+    try:
+        with pytest.raises(CannotCopy, match="the target is in use by a relay"):
+            await copy(other, cast(Storage, target), name="here", progress=unheard)
+        await refuse_unfinished(shared)
+        assert await shared.count_rows("messages") == 0
+    finally:
+        if target.relay is not None:
+            await target.relay.close()
         await shared.close()
 
 
