@@ -114,7 +114,7 @@ async def test_a_node_that_notices_a_step_first_leaves_the_leases_of_the_others_
     await until_corrected(clock)
     behind = a_message(not_before=before, flow=keyed)
     due = a_message(not_before=before)
-    await accept(second, behind, due)
+    await accept(second, behind, due, now=before)
     assert ids(await take(first, now=clock.now())) == [due.id]
     key = await first.flow_key(TENANT, "k", now=clock.now())
     assert key is not None
