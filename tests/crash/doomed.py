@@ -9,6 +9,9 @@ it kills itself whenever it is about to send a request that contains TEXT.
 Its clock goes `rate` times as fast as the machine's, and agrees with it at the instant `--epoch` (Unix ms), so that
 every start on the same epoch continues the same time. Leases, retry delays, schedules and retention then come to
 pass in a fraction of their time; only what the relay measures with its event loop (network timeouts) does not.
+
+With `--shared` its clock is the real one, kept by the database's. That one goes ahead by an hour, for all nodes at
+the same instant, when the settings hold `OVERTAKEN`.
 """
 
 import argparse
@@ -24,6 +27,7 @@ from inspect import iscoroutinefunction
 from typing import Any, cast
 
 from relay import greeting, main
+from relay.clock import Clock, SharedClock
 from relay.config import Config, load
 from relay.domain.delivery import Attempt, Change, Settlement
 from relay.domain.errors import Unavailable
@@ -31,6 +35,7 @@ from relay.domain.message import Message, MessageId, TenantId
 from relay.engine.engine import Sends
 from relay.log import BridgeHandler, StreamLog
 from relay.wire.outbound import Outgoing
+from storage.postgres import watch
 from storage.protocol import Claimed, ClaimTerms, Firing, Published, Retention, Storage, When
 from tests.crash import watched, watched_postgres
 from tests.crash.doom import STEPS, Doom, die
@@ -38,6 +43,8 @@ from tests.crash.watched import Trouble
 
 #: How far off the clock is while it is in trouble.
 STEPS_MS = {"ahead": 3_600_000, "behind": -3_600_000}
+
+OVERTAKEN = "overtaken"
 
 
 class FastClock:
@@ -183,24 +190,29 @@ async def run(arguments: argparse.Namespace, config: Config) -> int:
     doom = Doom(arguments.at, arguments.nth, die if arguments.trouble is None else trouble.begin)
     watched.watch(doom, trouble)
     watched_postgres.watch(doom)
-    clock = SteppedClock(arguments.epoch, arguments.rate)
+    stepped = SteppedClock(arguments.epoch, arguments.rate)
+    shared = SharedClock() if arguments.shared else None
+    clock: Clock = shared or stepped
+    if arguments.shared:
+        watch._NOW += f" + {STEPS_MS['ahead']} * (SELECT count(*) FROM settings WHERE name = '{OVERTAKEN}')"
     log = StreamLog(now=clock.now)
     loop = asyncio.get_running_loop()
 
     def begin() -> None:
         trouble.begin()
-        clock.step_ms = STEPS_MS.get(arguments.trouble, 0)
+        stepped.step_ms = STEPS_MS.get(arguments.trouble, 0)
         log.warning("trouble.began")
 
     def end() -> None:
         trouble.end()
-        clock.step_ms = 0
+        stepped.step_ms = 0
         log.warning("trouble.ended")
 
     loop.add_signal_handler(signal.SIGUSR1, begin)
     loop.add_signal_handler(signal.SIGUSR2, end)
     logging.basicConfig(handlers=[BridgeHandler(log)], level=logging.WARNING, force=True)
-    storage = cast(Storage, DoomedStorage(await main.open_storage(config.database_url), doom, trouble))
+    opened = await main.open_storage(config.database_url, clock=shared)
+    storage = cast(Storage, DoomedStorage(opened, doom, trouble))
     try:
         credentials = await main.credentials_for("serve", storage, config, now=clock.now())
         relay = DoomedRelay(config, storage, clock=clock, log=log, doom=doom, poison=arguments.poison)
@@ -224,6 +236,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--trouble", choices=("full", "readonly", "away", *STEPS_MS))
     parser.add_argument("--rate", type=int, default=1)
     parser.add_argument("--epoch", type=int, default=0)
+    parser.add_argument("--shared", action="store_true")
     return parser.parse_args()
 
 

@@ -151,6 +151,14 @@ def clock_set(trouble: str) -> Scenario:
     return Scenario(f"clock an hour {trouble}, and back", partial(clocks.is_set, trouble=trouble), kills.LONG)
 
 
+DATABASE_AHEAD = Scenario(
+    f"clock of PostgreSQL an hour ahead of {_NODES}",
+    clocks.database_goes_ahead,
+    backends=_SHARED,
+    nodes=_NODES,
+)
+
+
 def one_clock_set(trouble: str) -> Scenario:
     return Scenario(
         f"one clock of {_NODES} an hour {trouble}, and back",
@@ -260,6 +268,7 @@ def all_of(backend: str) -> Iterable[Scenario]:
         CUT_OFF,
         one_clock_set("ahead"),
         one_clock_set("behind"),
+        DATABASE_AHEAD,
         SERVER_KILLED,
         SERVER_RESTARTED,
         server_crashed(5),

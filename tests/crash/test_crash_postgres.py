@@ -3,6 +3,7 @@
 from tests.crash.conftest import Play
 from tests.crash.scenarios import (
     CUT_OFF,
+    DATABASE_AHEAD,
     ONE_FROZEN,
     SERVER_KILLED,
     killed_on_the_road,
@@ -27,6 +28,14 @@ async def test_a_node_that_was_frozen_beyond_its_leases_is_not_believed(played_o
     outcome = await played_on_a_server(ONE_FROZEN)
     assert (outcome.accepted, outcome.lost) == (21, 0)
     assert outcome.doubled > 0
+
+
+async def test_a_database_whose_clock_goes_ahead_makes_no_node_take_what_another_attempts(
+    played_on_a_server: Play,
+) -> None:
+    outcome = await played_on_a_server(DATABASE_AHEAD)
+    assert outcome.accepted > 21 + 50
+    assert (outcome.lost, outcome.doubled) == (0, 0)
 
 
 async def test_a_node_cut_off_from_its_database_refuses_publishers_and_is_not_believed(
