@@ -38,6 +38,7 @@ from relay.ids import Ids, random_name
 from relay.log import BridgeHandler, Log, StreamLog
 from relay.metrics import Metrics
 from relay.peers import Peers
+from relay.question import Question
 from signing import generate_key
 from storage.copy import CannotCopy, Copied, refuse_unfinished
 from storage.copy import copy as copy_all
@@ -344,6 +345,8 @@ class Relay:
         self._log = log
         self._peers = peers
         self._stopping = False
+        self._proof = Question(storage.ping, clock=clock)
+        self._depths = Question(storage.stats, clock=clock)
         self.metrics = Metrics()
         ids = Ids(node=storage.node, last=storage.last_id)
         egress = Egress(config.allow_networks)
@@ -449,19 +452,21 @@ class Relay:
                 await self._runner.cleanup()
         except TimeoutError:
             self._log.warning("relay.connections_cut")
+        await self._proof.drop()
+        await self._depths.drop()
         await self._sender.close()
         if self._peers is not None:
             await self._peers.close()
 
     async def problems(self) -> Sequence[str]:
         """Why this relay cannot do its work now; empty when it can."""
-        own = await self._own_problems()
-        return own if self._peers is None else await self._peers.problems(own)
+        own = self._own_problems()
+        return await own if self._peers is None else await self._peers.problems(own)
 
     async def render_metrics(self) -> bytes:
         """The Prometheus text, true when it is asked for; depths stay as they were while storage is away."""
         with contextlib.suppress(Unavailable):
-            stats = await self._storage.stats()
+            stats = await self._depths.answer()
             waiting_ms = 0 if stats.oldest_due_at is None else self._clock.now() - stats.oldest_due_at
             self.metrics.live.set(stats.live)
             self.metrics.dead_letters.set(stats.dead_letters)
@@ -472,7 +477,7 @@ class Relay:
     async def _own_problems(self) -> Sequence[str]:
         problems = self._service.problems()
         try:
-            await self._storage.ping()
+            await self._proof.answer()
         except Unavailable as reason:
             problems.append(f"storage is unavailable: {reason}")
         return problems

@@ -15,9 +15,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from relay.merge import growing, merged
+from relay.question import LONGEST_ANSWER_MS
 
-#: Nobody who asks us is to wait for a sibling that hangs.
-_PATIENCE_S = 1.0
+#: Nobody who asks us is to wait for a sibling that hangs. It may take this long to say that storage does.
+_PATIENCE_S = (LONGEST_ANSWER_MS + 750) / 1000
 _PROBLEMS, _NUMBERS = b"problems\n", b"numbers\n"
 
 
@@ -61,9 +62,13 @@ class Peers:
             self._server.close()
             await self._server.wait_closed()
 
-    async def problems(self, own: Sequence[str]) -> Sequence[str]:
-        """What keeps this process and its siblings from working; what all of them say is said once."""
-        answers = await asyncio.gather(*(self._ask(other, _PROBLEMS) for other in self._others))
+    async def problems(self, asked: Awaitable[Sequence[str]]) -> Sequence[str]:
+        """What keeps this process and its siblings from working; what all of them say is said once.
+
+        `asked` brings this process's own, and is waited for together with theirs.
+        """
+        asking = asyncio.gather(*(self._ask(other, _PROBLEMS) for other in self._others))
+        own, answers = await asyncio.gather(asked, asking)
         problems = list(own)
         for other, answer in zip(self._others, answers, strict=True):
             if answer is None:

@@ -33,7 +33,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "relay/tenancy": frozenset({"relay.accounts", "relay.domain", "storage.protocol", "msgspec"}),
     "relay/greeting": frozenset({"relay.accounts"}),
     "relay/merge": frozenset({"prometheus_client"}),
-    "relay/peers": frozenset({"relay.merge"}),
+    "relay/question": frozenset({"relay.clock", "relay.domain"}),
+    "relay/peers": frozenset({"relay.merge", "relay.question"}),
     "relay/workers": frozenset({"relay.clock", "relay.log"}),
     "relay/lead": frozenset(
         {"relay.config", "relay.greeting", "relay.main", "relay.worker", "relay.workers", "msgspec"}

@@ -3,13 +3,16 @@
 import asyncio
 import os
 import stat
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from relay.clock import SystemClock
+from relay.domain.errors import Unavailable
 from relay.metrics import SHARES, Metrics
 from relay.peers import Peers
+from relay.question import Question
 from tests.many.test_merge import values
 
 
@@ -32,7 +35,7 @@ class Process:
         return self.metrics.render()
 
     async def all_problems(self) -> Sequence[str]:
-        return await self.peers.problems(self.ailments)
+        return await self.peers.problems(self.problems())
 
     async def all_numbers(self) -> dict[str, float]:
         return values(await self.peers.metrics(self.metrics.render()))
@@ -107,6 +110,30 @@ async def test_a_successor_counts_on_from_what_was_told_last(
         for process in processes:
             assert (await process.all_numbers())[PUBLISHED] == 5 + life
     assert await processes[0].all_problems() == []
+
+
+async def test_nobody_is_blamed_for_storage_that_is_silent(tmp_path: Path) -> None:
+    async def silence() -> None:
+        await asyncio.Event().wait()
+
+    questions = [Question(silence, clock=SystemClock()) for _ in range(3)]
+
+    def problems(number: int) -> Callable[[], Awaitable[Sequence[str]]]:
+        async def told() -> Sequence[str]:
+            with pytest.raises(Unavailable) as refused:
+                await questions[number].answer()
+            return [str(refused.value)]
+
+        return told
+
+    processes = [Process(tmp_path, number, 3) for number in range(3)]
+    for number, process in enumerate(processes):
+        await process.peers.listen(problems=problems(number), numbers=process.numbers)
+    async with asyncio.timeout(10):
+        assert await processes[0].peers.problems(problems(0)()) == ["it does not answer"]
+    for number, process in enumerate(processes):
+        await process.peers.close()
+        await questions[number].drop()
 
 
 async def test_a_mute_process_is_named_and_holds_nobody_up(processes: list[Process], tmp_path: Path) -> None:
