@@ -75,16 +75,16 @@ def _port(value: str) -> int:
     return number
 
 
-def _count(value: str) -> int:
+def _count(value: str, least: str = "zero") -> int:
     if not re.fullmatch(r"[0-9]{1,12}", value):
-        raise ValueError("it must be a whole number, zero or more")
+        raise ValueError(f"it must be a whole number, {least} or more")
     return int(value)
 
 
 def _positive(value: str) -> int:
-    number = _count(value)
+    number = _count(value, "one")
     if number == 0:
-        raise ValueError("it must be at least 1")
+        raise ValueError("it must be a whole number, one or more")
     return number
 
 

@@ -59,6 +59,8 @@ _POSTGRES = ("postgresql:", "postgres:")
 _BACKLOG = 1024
 #: Files a process needs beside those of deliveries in flight: connections of publishers, the database, logs.
 _OTHER_FILES = 256
+#: How long `relay_ready` goes by what the last probe of readiness found out. Scrapes prove nothing themselves.
+_PROOF_COUNTS_MS = 30_000
 #: What a killed client or a stuck connection may hold up, once everything else has stopped.
 _CLOSE_SECONDS = 2.0
 
@@ -483,6 +485,9 @@ class Relay:
         return problems
 
     async def _own_numbers(self) -> bytes:
+        unproven = self._proof.problem(within_ms=_PROOF_COUNTS_MS)
+        self.metrics.ready.set(0 if self._service.problems() or unproven else 1)
+        self.metrics.processes.set(self._config.workers)
         self.metrics.in_flight.set(self._engine.in_flight)
         self.metrics.clock_offset_seconds.set(self._storage.clock_offset_ms / 1000)
         return await asyncio.to_thread(self.metrics.render)

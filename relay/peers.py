@@ -18,7 +18,7 @@ from relay.merge import growing, merged
 from relay.question import LONGEST_ANSWER_MS
 
 #: Nobody who asks us is to wait for a sibling that hangs. It may take this long to say that storage does.
-_PATIENCE_S = (LONGEST_ANSWER_MS + 750) / 1000
+PATIENCE_S = (LONGEST_ANSWER_MS + 750) / 1000
 _PROBLEMS, _NUMBERS = b"problems\n", b"numbers\n"
 
 
@@ -44,7 +44,7 @@ class Peers:
 
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             with contextlib.suppress(OSError, ValueError, TimeoutError):
-                async with asyncio.timeout(_PATIENCE_S):
+                async with asyncio.timeout(PATIENCE_S):
                     question = await reader.readline()
                     if question == _PROBLEMS:
                         text = json.dumps(list(await problems())).encode()
@@ -102,7 +102,7 @@ class Peers:
     async def _ask(self, other: int, question: bytes) -> bytes | None:
         """A sibling's answer, None when it has none in time."""
         try:
-            async with asyncio.timeout(_PATIENCE_S):
+            async with asyncio.timeout(PATIENCE_S):
                 reader, writer = await asyncio.open_unix_connection(self._socket(other))
                 try:
                     writer.write(question)

@@ -28,8 +28,9 @@ class Question(Generic[T]):
         self._clock = clock
         self._asked: asyncio.Task[T] | None = None
         self._answered = asyncio.Event()
-        #: Why the last call that came to an end failed.
+        #: Why the last call that came to an end failed, and when it ended.
         self._refusal: str | None = None
+        self._ended_at = 0
 
     async def answer(self) -> T:
         """What storage says now. Raises `Unavailable` when it refuses, or says nothing in time."""
@@ -42,6 +43,10 @@ class Question(Generic[T]):
             raise Unavailable(self._silence())
         return asked.result()
 
+    def problem(self, *, within_ms: int) -> str | None:
+        """Why the last call failed, if one did so within this time; storage is not asked."""
+        return self._refusal if self._clock.now() - self._ended_at < within_ms else None
+
     async def drop(self) -> None:
         """Give up on a call that is under way."""
         if self._asked is not None:
@@ -51,6 +56,7 @@ class Question(Generic[T]):
     def _end(self, asked: "asyncio.Task[T]") -> None:
         problem = None if asked.cancelled() else asked.exception()
         self._refusal = str(problem) if isinstance(problem, Unavailable) else None
+        self._ended_at = self._clock.now()
         self._asked = None
         self._answered.set()
 

@@ -83,6 +83,12 @@ def test_a_wrong_flag_is_named_as_it_was_given() -> None:
         load({}, flags={"port": "x"})
 
 
+@pytest.mark.parametrize("value", ["0", "x", "-1", "two"])
+def test_what_a_number_of_workers_may_be_is_said_alike_whatever_is_wrong(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--workers: it must be a whole number, one or more$"):
+        load({}, flags={"workers": value})
+
+
 @pytest.mark.parametrize(
     "environment",
     [

@@ -102,6 +102,20 @@ async def test_a_refusal_is_forgotten_with_the_next_answer() -> None:
     await oracle.question.drop()
 
 
+async def test_how_it_ended_of_late_can_be_read_without_asking_again() -> None:
+    oracle = Oracle()
+    assert oracle.question.problem(within_ms=5_000) is None
+    task = await oracle.asked()
+    oracle.calls[0].set_exception(Unavailable("the database is locked"))
+    with pytest.raises(Unavailable):
+        await task
+    oracle.clock.advance(4_999)
+    assert oracle.question.problem(within_ms=5_000) == "the database is locked"
+    oracle.clock.advance(1)
+    assert oracle.question.problem(within_ms=5_000) is None
+    assert len(oracle.calls) == 1
+
+
 async def test_a_call_that_is_dropped_is_over() -> None:
     oracle = Oracle()
     task = await oracle.asked()
