@@ -23,6 +23,7 @@ from relay.main import (
     opened,
     url_of,
     warn_of_few_open_files,
+    warn_of_replaced_tokens,
 )
 from relay.worker import Order
 from relay.workers import CannotStart, Workers
@@ -72,6 +73,7 @@ async def lead(mode: Mode, config: Config, flags: Mapping[str, str]) -> int:
             warn_of_few_open_files(config, log)
             async with opened(config, clock) as storage:
                 credentials = await credentials_for(mode, storage, config, now=clock.now())
+                warn_of_replaced_tokens(credentials, log)
                 if await _unless(told_to_stop, workers.start()):
                     url = url_of(config.host, port)
                     await greet(mode, url, config.host, credentials, storage, clock)

@@ -135,6 +135,7 @@ async def run(mode: Mode, config: Config) -> int:
         warn_of_few_open_files(config, log)
         async with opened(config, clock) as storage:
             credentials = await credentials_for(mode, storage, config, now=clock.now())
+            warn_of_replaced_tokens(credentials, log)
             relay = Relay(config, storage, clock=clock, log=log)
             url = await relay.start()
             await greet(mode, url, config.host, credentials, storage, clock)
@@ -142,6 +143,16 @@ async def run(mode: Mode, config: Config) -> int:
             await told_to_stop.wait()
             await stop(relay, log)
     return 0
+
+
+def warn_of_replaced_tokens(credentials: Credentials, log: Log) -> None:
+    """Whoever has an older one is refused from now on, also by nodes that have run for long."""
+    for setting in credentials.replaced:
+        log.warning(
+            "token.replaced",
+            setting=setting,
+            hint=f"{setting} was another one before, or a made one; clients that present that get 401 from now on",
+        )
 
 
 async def greet(
@@ -394,7 +405,7 @@ class Relay:
         services = Services(
             storage=storage,
             publisher=self._engine,
-            authenticator=Authenticator(storage, clock, config.limits()),
+            authenticator=Authenticator(storage, clock, config.limits(), log),
             bodies=Bodies(),
             clock=clock,
             ids=ids,
