@@ -17,6 +17,7 @@ from relay.main import (
     binding,
     clock_for,
     credentials_for,
+    free_address,
     greet,
     hear_signals,
     logging_to,
@@ -110,15 +111,8 @@ def reserved(host: str, port: int) -> Iterator[int]:
     """
     with contextlib.ExitStack() as kept:
         with binding(host, port):
-            family, kind, protocol, _, address = socket.getaddrinfo(
-                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-            # One that is not shared finds out whether the port is in use; a shared one would join another.
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
-                address = probe.getsockname()
-            shared = kept.enter_context(socket.socket(family, kind, protocol))
+            family, address = free_address(host, port)
+            shared = kept.enter_context(socket.socket(family, socket.SOCK_STREAM))
             shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             shared.bind(address)
         yield address[1]

@@ -133,6 +133,9 @@ async def run(mode: Mode, config: Config) -> int:
     clock = clock_for(config.database_url)
     with logging_to(config, clock) as log:
         warn_of_few_open_files(config, log)
+        # Before a database is made, or migrated, by a relay that will not serve it.
+        with binding(config.host, config.port):
+            free_address(config.host, config.port)
         async with opened(config, clock) as storage:
             credentials = await credentials_for(mode, storage, config, now=clock.now())
             warn_of_replaced_tokens(credentials, log)
@@ -218,6 +221,20 @@ def binding(host: str, port: int) -> Iterator[None]:
         else:
             reason = f"{host}:{port} cannot be listened on: {problem}"
         raise ConfigError(reason) from None
+
+
+def free_address(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
+    """What can be bound for them now (port 0: a free one); raises `OSError`, also when the port is in use.
+
+    A socket that shares its port would join another's. This one does not, and is gone when it has found out.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+        return family, probe.getsockname()
 
 
 def migrate(flags: Mapping[str, str]) -> int:
