@@ -31,10 +31,10 @@ from relay.workers import CannotStart, Workers
 
 #: What a process may take to end beside finishing its deliveries. Whoever started this relay must be more patient:
 #: deploy/ allows five seconds more.
-_CLOSING_MS = 15_000
+CLOSING_MS = 15_000
 #: A process is killed when it was silent for so long, or for as long as a lease if that is shorter. What it had in
 #: flight is taken over when its lease is over, killed or not. Whoever asks for liveness must be more patient.
-_LONGEST_SILENCE_MS = 30_000
+LONGEST_SILENCE_MS = 30_000
 
 
 async def lead(mode: Mode, config: Config, flags: Mapping[str, str]) -> int:
@@ -72,8 +72,8 @@ async def lead(mode: Mode, config: Config, flags: Mapping[str, str]) -> int:
             [sys.executable, "-P", "-m", "relay.worker"],
             count=config.workers,
             order=order,
-            silence_ms=min(config.lease_ms, _LONGEST_SILENCE_MS),
-            patience_ms=config.shutdown_timeout_ms + _CLOSING_MS,
+            silence_ms=min(config.lease_ms, LONGEST_SILENCE_MS),
+            patience_ms=config.shutdown_timeout_ms + CLOSING_MS,
             clock=clock,
             log=log,
             on_loss=count_loss,

@@ -423,9 +423,9 @@ class Relay:
         """Begin to deliver and to listen; returns the URL the relay answers at."""
         from aiohttp import web
 
+        await self._runner.setup()
         if self._peers is not None:
             await self._peers.listen(standing=self._standing, numbers=self._own_numbers)
-        await self._runner.setup()
         site = web.TCPSite(
             self._runner,
             self._config.host,
