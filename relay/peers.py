@@ -23,6 +23,8 @@ from relay.merge import growing, merged
 _PATIENCE_S = 1.0
 #: What one that is here may take to answer.
 _LONGEST_S = 2.0
+#: The pauses after which one that hung up is asked again: the kernel closes the sockets of the killed one by one.
+_DYING_S = (0.01, 0.05, 0.25)
 _PROBLEMS, _NUMBERS, _HERE = b"problems\n", b"numbers\n", b"here\n"
 
 
@@ -140,10 +142,11 @@ class Peers:
         return text
 
     async def _ask(self, other: int, question: bytes) -> bytes | _Missing:
-        """A sibling's answer. One that hangs up is asked again: it may have died just now, and then it is away."""
-        for _ in range(2):
+        """A sibling's answer. One that hangs up is asked again: it may be dying just now, and then it is away."""
+        for pause_s in _DYING_S:
             with contextlib.suppress(ConnectionResetError, BrokenPipeError, EOFError):
                 return await self._ask_once(other, question)
+            await asyncio.sleep(pause_s)
         return _Missing.MUTE
 
     async def _ask_once(self, other: int, question: bytes) -> bytes | _Missing:

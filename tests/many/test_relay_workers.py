@@ -157,9 +157,9 @@ def test_a_stopped_worker_is_told_of_killed_and_replaced(tmp_path: Path) -> None
 
 def test_a_relay_is_ready_while_one_of_its_two_workers_is_being_replaced(tmp_path: Path) -> None:
     with a_relay_of_several(tmp_path, workers=2) as live:
-        # The longer a worker goes on dying, the longer is the pause before the next.
+        # Always the youngest: the longer it goes on dying, the longer is the pause before the next.
         for deaths in (1, 2, 3):
-            os.kill(children(live.process.pid)[0], signal.SIGKILL)
+            os.kill(children(live.process.pid)[-1], signal.SIGKILL)
             while len(lines(live, "worker.died")) < deaths:
                 _is_ready_or_cut_off(live)
             answered = 0
