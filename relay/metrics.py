@@ -22,6 +22,8 @@ OUTCOMES = ("delivered", "retried", "failed", "released")
 OPERATIONS = ("publish", "claim", "set_aside", "renew", "settle", "schedules", "prune")
 TICKS = ("fired", "skipped", "failed")
 
+_WORKER_RESTARTS = "relay_worker_restarts"
+
 
 class Metrics:
     """One registry per relay, so that several can live in one process."""
@@ -89,6 +91,11 @@ class Metrics:
         self.pruned_rows = Counter(
             "relay_pruned_rows", "Rows forgotten because their retention ended", registry=registry
         )
+        self.worker_restarts = Counter(
+            _WORKER_RESTARTS,
+            "Processes of --workers that died, or were killed because they hung, and had to be replaced",
+            registry=registry,
+        )
         for counter, values in (
             (self.attempts, OUTCOMES),
             (self.storage_errors, OPERATIONS),
@@ -123,3 +130,7 @@ class Metrics:
     def render(self) -> bytes:
         """The Prometheus text format. Costs milliseconds: call it off the event loop."""
         return generate_latest(self.registry)
+
+    def render_of_parent(self) -> bytes:
+        """What is counted where no message ever gets to: by the parent of several processes."""
+        return generate_latest(self.registry.restricted_registry([f"{_WORKER_RESTARTS}_total"]))
