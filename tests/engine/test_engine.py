@@ -423,7 +423,7 @@ async def test_a_bug_while_sending_is_a_failed_attempt_and_not_a_stuck_message(r
 
 async def test_it_is_known_why_nothing_is_claimed_until_something_is(storage: Storage) -> None:
     faulty = Faulty(storage)
-    rig = Rig(_WithHint(faulty, storage))
+    rig = Rig(WithHint(faulty, storage))
     async with rig.running():
         assert rig.engine.outage.reason is None
         faulty.before = _only("claim", storage_is_away)
