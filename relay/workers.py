@@ -137,13 +137,25 @@ class Workers:
                 pause_ms = _FIRST_PAUSE_MS
             self._log.warning("worker.died", worker=number, status=status, pause_ms=pause_ms)
             self._on_loss()
-            if await self._clock.wait(self._stopping, self._clock.now() + pause_ms):
-                return
-            pause_ms = min(2 * pause_ms, _LONGEST_PAUSE_MS)
-            began_at = self._clock.now()
-            pulse = await self._spawn(number)
+            successor = None
+            while successor is None:
+                if await self._clock.wait(self._stopping, self._clock.now() + pause_ms):
+                    return
+                pause_ms = min(2 * pause_ms, _LONGEST_PAUSE_MS)
+                began_at = self._clock.now()
+                successor = await self._successor(number, pause_ms)
+            pulse = successor
             pid = self._processes[number].pid
             pulse.started.add_done_callback(functools.partial(self._replaced, number, pid))
+
+    async def _successor(self, number: int, pause_ms: int) -> Pulse | None:
+        """None when the machine has no process, memory or file descriptor left for one: that may pass."""
+        try:
+            return await self._spawn(number)
+        except OSError as problem:
+            reason = str(problem)
+            self._log.error("worker.not_replaced", worker=number, reason=reason, pause_ms=pause_ms)
+            return None
 
     def _replaced(self, number: int, pid: int, started: asyncio.Future[bool]) -> None:
         if started.result():

@@ -37,12 +37,13 @@ async def a_workplace(
     script: str,
     *,
     count: int = 2,
+    shell: str = "sh",
     order: Callable[[int], bytes] = lambda number: b"%d" % number,
     clock: FakeClock | None = None,
 ) -> AsyncIterator[Workplace]:
     clock, lines = clock or FakeClock(), Lines()
     workers = Workers(
-        ["sh", "-c", script],
+        [shell, "-c", script],
         count=count,
         order=order,
         silence_ms=15_000,
@@ -157,6 +158,23 @@ async def test_one_that_lived_long_is_replaced_at_once_again() -> None:
             place.clock.advance(400)
             await until(lambda deaths=deaths: len(place.lines.named("worker.replaced")) == deaths)  # type: ignore[misc]
         assert [line["pause_ms"] for line in place.lines.named("worker.died")] == [100, 200, 100]
+
+
+async def test_a_successor_for_which_the_machine_has_nothing_left_is_tried_again(tmp_path: Path) -> None:
+    shell = tmp_path / "sh"
+    shell.symlink_to("/bin/sh")
+    async with a_workplace(OBEDIENT, count=1, shell=str(shell)) as place:
+        await place.workers.start()
+        shell.unlink()
+        os.kill(place.workers.pids[0], signal.SIGKILL)
+        await until(lambda: len(place.lines.named("worker.died")) == 1)
+        place.clock.advance(100)
+        await until(lambda: len(place.lines.named("worker.not_replaced")) == 1)
+        shell.symlink_to("/bin/sh")
+        place.clock.advance(200)
+        await until(lambda: bool(place.lines.named("worker.replaced")))
+        assert alive(place.workers.pids[0])
+        assert await place.workers.stop()
 
 
 async def test_a_successor_that_cannot_start_is_tried_again(tmp_path: Path) -> None:
