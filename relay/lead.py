@@ -70,7 +70,7 @@ async def lead(mode: Mode, config: Config, flags: Mapping[str, str]) -> int:
         ended_in_time = True
         try:
             warn_of_few_open_files(config, log)
-            async with opened(config, clock) as storage:
+            async with opened(config, clock, log) as storage:
                 credentials = await credentials_for(mode, storage, config, now=clock.now())
                 if await _unless(told_to_stop, workers.start()):
                     url = url_of(config.host, port)

@@ -546,6 +546,24 @@ class PostgresStorage:
     def tables(self) -> Sequence[str]:
         return transfer.TABLES
 
+    async def unknown_migrations(self) -> Sequence[int]:
+        return await self._transfers.use(
+            lambda connection: schema.unknown_migrations(connection, self._server.target)
+        )
+
+    async def clear(self) -> None:
+        async def clear(tx: Tx) -> None:
+            # Emptied at once: rows that were deleted would be in the way of claims until they are vacuumed.
+            await tx.rows(f"TRUNCATE {', '.join(set(transfer.TABLES) - transfer.PARTLY)}, depths")
+            for table in transfer.PARTLY:
+                await tx.run(transfer.clear(table))
+
+        await self._transfers.use(lambda connection: self._transactions.run(connection, clear))
+
+    @property
+    def emptied_by(self) -> str:
+        return f"first remove all it holds, in psql: DROP SCHEMA {self._server.target.schema} CASCADE"
+
     async def other_users(self) -> int:
         return await self._transfers.use(lambda connection: nodes.others(connection, self._node))
 

@@ -23,7 +23,7 @@ from relay.domain.tenant import Principal, Tenant, TenantLimits, Token
 from relay.domain.url_group import Endpoint, EndpointRef, UrlGroup
 from relay.ids import Ids
 from storage.codec import Row
-from storage.migrate import Migration, migrations_of, missing
+from storage.migrate import Migration, migrations_of, missing, unknown
 from storage.protocol import (
     CannotOpen,
     Claimed,
@@ -506,6 +506,22 @@ class SqliteStorage:
     def tables(self) -> Sequence[str]:
         return transfer.TABLES
 
+    async def unknown_migrations(self) -> Sequence[int]:
+        return await self._transfers.run(_unknown_migrations())
+
+    async def clear(self) -> None:
+        def clear(tx: Tx) -> None:
+            tx.live -= tx.run(transfer.count("deliveries"))
+            tx.dead_letters -= tx.run(transfer.count("dead_letters"))
+            for table in transfer.TABLES:
+                tx.run(transfer.clear(table))
+
+        await self._call(clear)
+
+    @property
+    def emptied_by(self) -> str:
+        return "name another file"
+
     async def other_users(self) -> int:
         # The lock keeps them out.
         return 0
@@ -580,6 +596,11 @@ def _report(future: "asyncio.Future[Any]") -> None:
         _log.warning(_NOT_HANDED_BACK, future.exception())
 
 
+def _unknown_migrations() -> Script[Sequence[int]]:
+    rows = yield Query("SELECT version FROM migrations")
+    return unknown(migrations_of("storage.sqlite"), [row[0] for row in rows])
+
+
 def _oldest_due() -> Script[int | None]:
     """At most the deliveries in flight are passed over before the first that waits."""
     rows = yield Query(
@@ -600,6 +621,8 @@ def lock_file(path: Path) -> int:
     symbolic links; a file that has a second name is refused, because each name has its own lock and its own
     write-ahead log.
     """
+    if path.is_dir():
+        raise CannotOpen(f"{path} is a directory: name a file in it, such as {path / 'relay.db'}")
     with contextlib.suppress(OSError):
         if (names := path.stat().st_nlink) > 1:
             raise CannotOpen(
