@@ -1,7 +1,7 @@
 """What an operator does with tenants and their tokens: the work behind `relay tenants` and `relay tokens`."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from msgspec import structs
 
@@ -96,6 +96,17 @@ async def tokens(accounts: Accounts, name: str | None) -> Sequence[tuple[Tenant,
     """The tokens of one tenant, or of all. Raises `NotFound`."""
     tenants = await accounts.tenants() if name is None else [await named(accounts, name)]
     return [(tenant, token) for tenant in tenants for token in await accounts.tokens(tenant.id)]
+
+
+async def silenced(accounts: Accounts, ids: Collection[str], *, now: int) -> Sequence[str]:
+    """The names of tenants that can do nothing any more without these tokens: no other of theirs may write."""
+    writing = [
+        (tenant.user_id, token_id(token))
+        for tenant, token in await tokens(accounts, None)
+        if not token.read_only and (token.expires_at is None or token.expires_at > now)
+    ]
+    left = {name for name, id in writing if id not in ids}
+    return sorted({name for name, _ in writing} - left)
 
 
 async def revoke(accounts: Accounts, id: str) -> tuple[Tenant, Token]:

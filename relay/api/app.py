@@ -103,16 +103,16 @@ ROUTES = (
     Route("POST", "/v2/keys/rotate", WRITE, keys.rotate),
 )
 
-#: Asked by machines and browsers, without a token.
-OPEN_ROUTES: tuple[tuple[str, str, OpenEndpoint], ...] = (
-    ("GET", "/healthz", health.healthz),
-    ("GET", "/readyz", health.readyz),
-    ("GET", "/metrics", health.metrics),
-    ("GET", "/openapi.yaml", docs.description),
-    ("GET", "/docs", docs.page),
-    ("GET", "/docs/", docs.page_below),
-    ("GET", "/docs/{file}", docs.asset),
-    ("GET", "/.well-known/jwks.json", jwks.show),
+#: Asked by machines and browsers, without a token: by GET, and by HEAD for the same answer without its body.
+OPEN_ROUTES: tuple[tuple[str, OpenEndpoint], ...] = (
+    ("/healthz", health.healthz),
+    ("/readyz", health.readyz),
+    ("/metrics", health.metrics),
+    ("/openapi.yaml", docs.description),
+    ("/docs", docs.page),
+    ("/docs/", docs.page_below),
+    ("/docs/{file}", docs.asset),
+    ("/.well-known/jwks.json", jwks.show),
 )
 
 #: Parts of the protocol that this version does not have, with everything below them. They say so: a client that
@@ -157,8 +157,10 @@ def build_app(services: Services) -> web.Application:
         _add(app, route.method, route.path, handler)
         if not route.path.endswith("}"):
             _add(app, route.method, route.path + "/", handler)
-    for method, path, endpoint in OPEN_ROUTES:
-        _add(app, method, path, _open(services, endpoint))
+    for path, endpoint in OPEN_ROUTES:
+        handler = _open(services, endpoint)
+        _add(app, "GET", path, handler)
+        _add(app, "HEAD", path, handler)
     for path in NOT_OFFERED:
         _add(app, "*", path, _not_offered(path))
         _add(app, "*", path + "/{rest:(?s:.*)}", _not_offered(path))

@@ -179,7 +179,13 @@ async def _require_all(services: Services, tenant: TenantId, ids: Sequence[DeadL
 def _override(
     services: Services, caller: Caller, request: web.Request, config: Sequence[tuple[str, str]]
 ) -> Callable[[Message], Message]:
-    return parse_override(headers_of(request), now=services.clock.now(), limits=caller.limits, config=config)
+    return parse_override(
+        headers_of(request),
+        now=services.clock.now(),
+        limits=caller.limits,
+        refusal=services.refusal,
+        config=config,
+    )
 
 
 async def _redrive(

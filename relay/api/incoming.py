@@ -12,7 +12,7 @@ from relay.domain.errors import Invalid, NotFound, OverLimit, RelayError, TooLar
 from relay.domain.message import Message, MessageId
 from relay.domain.publish import Draft, message_of
 from relay.domain.url_group import UrlGroup, fan_out
-from relay.wire.target import Kind, Target, literal_host
+from relay.wire.target import Kind, Target, refuse_address
 
 
 def headers_of(request: web.Request) -> Sequence[tuple[str, str]]:
@@ -34,23 +34,12 @@ def caller_address(services: Services, peer_ip: str | None, headers: Iterable[tu
 async def destination_of(services: Services, caller: Caller, target: Target) -> str | UrlGroup:
     """The URL, or the URL group as it is now; raises what `unknown_destination` says when there is none."""
     if target.kind is Kind.URL:
-        refuse_address(services, target.destination, "destination")
+        refuse_address(target.destination, "destination", services.refusal)
         return target.destination
     group = await services.storage.url_group(caller.tenant, target.destination)
     if group is None:
         raise unknown_destination(target.destination)
     return group
-
-
-def refuse_address(services: Services, url: str, field: str) -> None:
-    """Raises `Invalid` for a URL at an address that may not be called.
-
-    A name is judged when it is called: what it leads to by then is what counts.
-    """
-    address = literal_host(url)
-    problem = None if address is None else services.refusal(address)
-    if problem is not None:
-        raise Invalid(field, problem)
 
 
 def unknown_destination(name: str) -> RelayError:

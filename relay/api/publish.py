@@ -18,7 +18,6 @@ from relay.api.incoming import (
     headers_of,
     messages_of,
     queue_room,
-    refuse_address,
     unknown_destination,
 )
 from relay.api.schedules import put as put_schedule
@@ -28,7 +27,15 @@ from relay.domain.message import Message
 from relay.domain.url_group import UrlGroup
 from relay.wire.headers import parse_draft
 from relay.wire.json import Json, receipt_json
-from relay.wire.target import Kind, Target, parse_destination, queue_name, split_queue, split_target
+from relay.wire.target import (
+    Kind,
+    Target,
+    parse_destination,
+    queue_name,
+    refuse_address,
+    split_queue,
+    split_target,
+)
 from storage.protocol import Receipt
 
 #: What stands before the destination in the raw request target.
@@ -91,6 +98,7 @@ async def publish(
         caller_ip=caller_ip,
         now=now,
         limits=caller.limits,
+        refusal=services.refusal,
         config=target.config,
         authorization_is_ours=caller.authorization_is_ours,
     )
@@ -256,7 +264,7 @@ def _accepted(
             raise unknown_destination(target.destination)
         to = groups[target.destination]
     else:
-        refuse_address(services, target.destination, "destination")
+        refuse_address(target.destination, "destination", services.refusal)
     draft = parse_draft(
         (item.headers or {}).items(),
         to=to,
@@ -264,6 +272,7 @@ def _accepted(
         caller_ip=caller_ip,
         now=now,
         limits=caller.limits,
+        refusal=services.refusal,
     )
     if item.queue is not None:
         rooms.require(item.queue)

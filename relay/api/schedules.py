@@ -50,6 +50,7 @@ async def put(
         caller_ip=caller_ip,
         now=now,
         limits=caller.limits,
+        refusal=services.refusal,
         config=target.config,
         authorization_is_ours=caller.authorization_is_ours,
     )

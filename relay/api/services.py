@@ -14,6 +14,7 @@ from relay.domain.message import Message, TenantId
 from relay.domain.tenant import Limits
 from relay.ids import Ids
 from relay.log import Log
+from relay.wire.target import Refusal
 from storage.protocol import Archive, Catalog, Gates, Inbox, Receipt, Schedules, UrlGroups
 
 
@@ -55,7 +56,7 @@ class Services:
     stopping: Callable[[], bool] = lambda: False
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     walk: int = 50_000
-    refusal: Callable[[str], str | None] = lambda address: None
+    refusal: Refusal = lambda address: None
 
     def refuse_when_stopping(self) -> None:
         """Raises `Unavailable`: another relay, or this one when it is back, will take what is to be written."""

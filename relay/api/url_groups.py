@@ -4,13 +4,12 @@ from aiohttp import web
 
 from relay.api.answer import DONE, Answer, json_answer
 from relay.api.auth import Caller
-from relay.api.incoming import refuse_address
 from relay.api.services import Services
 from relay.domain.errors import NotFound, OverLimit, quoted
 from relay.wire.groups import parse_endpoint_refs, parse_endpoints, parse_headers_patch
 from relay.wire.headers import parse_group_headers
 from relay.wire.json import url_group_json
-from relay.wire.target import parse_group_name
+from relay.wire.target import parse_group_name, refuse_address
 
 
 async def index(services: Services, caller: Caller, request: web.Request) -> Answer:
@@ -30,7 +29,7 @@ async def put_endpoints(services: Services, caller: Caller, request: web.Request
     name = _name(request)
     endpoints = parse_endpoints(await _body(services, request))
     for endpoint in endpoints:
-        refuse_address(services, endpoint.url, "url")
+        refuse_address(endpoint.url, "url", services.refusal)
     limits = caller.limits
     # The first bound keeps the work small that the second one costs.
     if len(endpoints) > limits.max_endpoints or not await services.storage.put_endpoints(
@@ -64,7 +63,10 @@ async def patch(services: Services, caller: Caller, request: web.Request) -> Ans
     name = _name(request)
     now = services.clock.now()
     headers = parse_group_headers(
-        parse_headers_patch(await _body(services, request)), now=now, limits=caller.limits
+        parse_headers_patch(await _body(services, request)),
+        now=now,
+        limits=caller.limits,
+        refusal=services.refusal,
     )
     if not await services.storage.put_group_headers(caller.tenant, name, headers, now=now):
         raise _unknown(name)

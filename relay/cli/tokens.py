@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from relay.cli.administration import BESIDE, add_database, administer, say_where
 from relay.cli.commands import OPERATE, Commands
 from relay.cli.each import each
-from relay.cli.options import duration_ms, identifier
-from relay.cli.outcome import OK
+from relay.cli.options import confirm, duration_ms, identifier
+from relay.cli.outcome import INTERRUPTED, OK
 from relay.cli.output import Output
 from relay.cli.shell import Shell
 
@@ -48,6 +48,7 @@ def register(commands: Commands) -> None:
     revoke.add_argument(
         "ids", nargs="+", type=identifier, metavar="TOKEN", help="an id that relay tokens list shows"
     )
+    revoke.add_argument("--yes", "-y", action="store_true", help="do not ask before an account's last token")
     for parser in (create, listing, revoke):
         add_database(parser)
 
@@ -105,7 +106,15 @@ def _list(args: argparse.Namespace, shell: Shell) -> int:
 def _revoke(args: argparse.Namespace, shell: Shell) -> int:
     from relay import tenancy
 
+    async def warning(accounts: "Accounts", now: int) -> "Sequence[str]":
+        return await tenancy.silenced(accounts, args.ids, now=now)
+
     output = Output(shell, as_json=args.json)
+    silenced = administer(args, shell, warning)
+    for name in silenced:
+        output.note(f"{name} is left without a token that may write; relay tokens create {name} makes one")
+    if silenced and not args.yes and not confirm(shell, "Revoke all the same?"):
+        return INTERRUPTED
     revoked: list[str] = []
 
     def revoke(id: str) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+from collections.abc import Sequence
 
 from relay.cli.client import segment
 from relay.cli.commands import TALK_TO_A_RELAY, Commands
@@ -12,6 +13,9 @@ from relay.cli.options import add_connection, identifier, opened
 from relay.cli.outcome import OK
 from relay.cli.output import Output
 from relay.cli.shell import Shell
+
+#: Schedules that are told by their ids.
+_FEW = 5
 
 _NAMED = re.compile(r"([A-Za-z0-9._-]+)=(https?:.*)", re.DOTALL)
 
@@ -109,9 +113,24 @@ def _change(args: argparse.Namespace, shell: Shell, method: str) -> int:
 
 def _delete(args: argparse.Namespace, shell: Shell) -> int:
     with opened(args, shell) as (relay, output):
-        return change_each(
-            args.names, "deleted", lambda name: relay.act("DELETE", f"/v2/topics/{segment(name)}"), output
-        )
+        schedules = relay.array("/v2/schedules")
+
+        def delete(name: str) -> None:
+            relay.act("DELETE", f"/v2/topics/{segment(name)}")
+            ids = [schedule["scheduleId"] for schedule in schedules if schedule["destination"] == name]
+            if ids:
+                output.note(f"nothing comes of {_some(ids)} while there is no URL group {name}")
+
+        return change_each(args.names, "deleted", delete, output)
+
+
+def _some(schedules: Sequence[str]) -> str:
+    """Few by their ids, many by their number."""
+    if len(schedules) == 1:
+        return f"schedule {schedules[0]}"
+    if len(schedules) <= _FEW:
+        return f"schedules {', '.join(schedules)}"
+    return f"{len(schedules)} schedules"
 
 
 def _show(output: Output, group: Document) -> None:

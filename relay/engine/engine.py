@@ -204,7 +204,6 @@ class Engine:
             if self._settler.is_held_up:
                 await self._sleep(self._clock.now() + _ERROR_PAUSE_MS)
                 continue
-            now = self._clock.now()
             limit = min(room, _CLAIM_BATCH)
             terms = ClaimTerms(
                 limit=limit,
@@ -215,7 +214,8 @@ class Engine:
             endings = self._endings
             self._reserve(limit)
             try:
-                claimed = await self._storage.claim(terms, now=now)
+                claimed = await self._storage.claim(terms, now=self._clock.now)
+                now = claimed.at
                 # What was reserved is what is about to be taken: it must not count against anybody's share.
                 self._room.give_back(limit)
                 surplus = self._take(claimed.claims, now, more=len(claimed.claims) == limit)

@@ -24,7 +24,7 @@ from relay.domain.schedule import CatchUp, Overlap
 from relay.domain.tenant import Limits
 from relay.domain.url_group import UrlGroup
 from relay.wire.settings import FIELD_NAME, READERS, SETTINGS, AboveLimitError, Context, Door, Terms
-from relay.wire.target import parse_url
+from relay.wire.target import Refusal, parse_url, refuse_address
 
 #: What this version has no delivery for; its headers are refused. Take a word out when it is delivered.
 NOT_OFFERED = frozenset({"workflows"})
@@ -78,6 +78,7 @@ def parse_draft(
     caller_ip: str | None,
     now: int,
     limits: Limits,
+    refusal: Refusal,
     config: Sequence[tuple[str, str]] = (),
     authorization_is_ours: bool = True,
     not_offered: Collection[str] = NOT_OFFERED,
@@ -88,7 +89,7 @@ def parse_draft(
     the group. `authorization_is_ours` says that the Authorization field holds the relay's own token, which no
     destination may see. Raises `Invalid` or `OverLimit` naming the header, `TooLarge` for the body.
     """
-    context = Context(limits=limits, now=now, not_offered=not_offered)
+    context = Context(limits=limits, refusal=refusal, now=now, not_offered=not_offered)
     given, terms = _parse(headers, config, Door.PUBLISH, context, to)
     return _draft(given, terms, context, to, body, caller_ip, authorization_is_ours)
 
@@ -101,12 +102,13 @@ def parse_schedule(
     caller_ip: str | None,
     now: int,
     limits: Limits,
+    refusal: Refusal,
     config: Sequence[tuple[str, str]] = (),
     authorization_is_ours: bool = True,
     not_offered: Collection[str] = NOT_OFFERED,
 ) -> ScheduleRequest:
     """What a request to create a schedule asks for; arguments and errors as with `parse_draft`."""
-    context = Context(limits=limits, now=now, not_offered=not_offered)
+    context = Context(limits=limits, refusal=refusal, now=now, not_offered=not_offered)
     given, terms = _parse(headers, config, Door.SCHEDULE, context, to)
     if terms.cron is None:
         raise Invalid("Upstash-Cron", "is required for a schedule")
@@ -124,6 +126,7 @@ def parse_override(
     *,
     now: int,
     limits: Limits,
+    refusal: Refusal,
     config: Sequence[tuple[str, str]] = (),
     not_offered: Collection[str] = NOT_OFFERED,
 ) -> Callable[[Message], Message]:
@@ -132,7 +135,7 @@ def parse_override(
     The plain Content-Type of that request describes its own body and changes nothing; a forwarded one does.
     A delay counts from `now`. Raises `Invalid` or `OverLimit`.
     """
-    context = Context(limits=limits, now=now, not_offered=not_offered)
+    context = Context(limits=limits, refusal=refusal, now=now, not_offered=not_offered)
     given, terms = _parse(headers, config, Door.RETRY, context)
     _require_small(given.forwarded.items())
     forwarded = given.forwarded
@@ -169,7 +172,12 @@ def parse_override(
 
 
 def parse_group_headers(
-    headers: Fields, *, now: int, limits: Limits, not_offered: Collection[str] = NOT_OFFERED
+    headers: Fields,
+    *,
+    now: int,
+    limits: Limits,
+    refusal: Refusal,
+    not_offered: Collection[str] = NOT_OFFERED,
 ) -> Headers:
     """Headers for every publish to a URL group: whatever a publish could say on its own.
 
@@ -177,7 +185,16 @@ def parse_group_headers(
     """
     headers = tuple(headers)
     _require_small(headers)
-    parse_draft(headers, to="", body=b"", caller_ip=None, now=now, limits=limits, not_offered=not_offered)
+    parse_draft(
+        headers,
+        to="",
+        body=b"",
+        caller_ip=None,
+        now=now,
+        limits=limits,
+        refusal=refusal,
+        not_offered=not_offered,
+    )
     return headers
 
 
@@ -430,8 +447,10 @@ def _callback(
     given = _collect(settings, context, prefix)
     terms = _read(given, Door.CALLBACK, context, prefix)
     _require_small(given.forwarded.items())
+    url = parse_url(url, prefix)
+    refuse_address(url, prefix, context.refusal)
     return Callback(
-        url=parse_url(url, prefix),
+        url=url,
         method=terms.method or "POST",
         headers=tuple(given.forwarded.items()),
         timeout_ms=terms.timeout_ms,

@@ -17,7 +17,7 @@ from relay.domain.expression import RetryDelay
 from relay.domain.message import METHODS, FlowControl, Redaction, SignedBy
 from relay.domain.schedule import CatchUp, Overlap
 from relay.domain.tenant import Limits
-from relay.wire.target import MAX_NAME_LENGTH
+from relay.wire.target import MAX_NAME_LENGTH, Refusal
 
 MAX_FLOW_PERIOD_MS = 7 * 86_400_000
 MAX_FLOW_KEY_LENGTH = 1024
@@ -43,9 +43,11 @@ class Door(Enum):
 
 
 class Context(Struct, frozen=True, kw_only=True):
-    """What a value is measured by. `now` is when the request came; `not_offered` names features."""
+    """What a value is measured by. `now` is when the request came; `refusal` is of addresses that callbacks name;
+    `not_offered` names features."""
 
     limits: Limits
+    refusal: Refusal
     now: int
     not_offered: Collection[str]
 

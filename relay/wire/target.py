@@ -6,6 +6,8 @@ the ASCII spelling every HTTP client would send.
 """
 
 import re
+import socket
+from collections.abc import Callable
 from enum import Enum
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv6Address
@@ -37,9 +39,12 @@ _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 _USERINFO = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:%-]*")
 _HOST = re.compile(r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
 _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]*)(?::([0-9]{1,5}))?")
-_BYTE = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-_LITERAL = re.compile(rf"https?://(?:[^@/?]*@)?(?:\[([^\]]*)\]|({_BYTE}(?:\.{_BYTE}){{3}}))(?=[:/?]|$)")
+#: A host that is an IPv6 address, or that could be an IPv4 one.
+_LITERAL = re.compile(r"https?://(?:[^@/?]*@)?(?:\[([^\]]*)\]|([0-9][0-9A-Fa-fXx.]*))(?=[:/?]|$)")
 _VISIBLE = "".join(map(chr, range(0x21, 0x7F)))
+
+#: Why the IP address may not be called, None when it may.
+Refusal = Callable[[str], str | None]
 
 
 class Kind(Enum):
@@ -182,11 +187,35 @@ def parse_url(text: str, field: str) -> str:
 def literal_host(url: str) -> str | None:
     """The IP address that stands in the place of the host of a URL as `parse_url` returns it; None for a name.
 
+    An IPv4 address has many spellings, with fewer numbers, octal and hexadecimal ones. The system's resolver takes
+    each of them for the address, so it is asked, without looking anything up.
+
     >>> literal_host("http://me@[::1]:8080/"), literal_host("https://10.0.0.1.example/")
     ('::1', None)
+    >>> literal_host("http://0x7f.1/"), literal_host("http://2130706433/")
+    ('127.0.0.1', '127.0.0.1')
     """
     match = _LITERAL.match(url)
-    return None if match is None else match[1] or match[2]
+    if match is None:
+        return None
+    ipv6, digits = match.groups()
+    if ipv6 is not None:
+        return ipv6
+    try:
+        return socket.inet_ntoa(socket.inet_aton(digits))
+    except OSError:
+        return None
+
+
+def refuse_address(url: str, field: str, refusal: Refusal) -> None:
+    """Raises `Invalid` for a URL, as `parse_url` returns it, at an address that may not be called.
+
+    A name is judged when it is called: what it leads to by then is what counts.
+    """
+    address = literal_host(url)
+    problem = None if address is None else refusal(address)
+    if problem is not None:
+        raise Invalid(field, problem)
 
 
 @lru_cache(maxsize=1024)

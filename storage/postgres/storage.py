@@ -41,6 +41,7 @@ from storage.protocol import (
     ScheduleView,
     SetAside,
     Stats,
+    When,
 )
 from storage.sql import archive, cancel, catalog, gates, schedules, transfer, url_groups
 from storage.sql.gates import LONGEST_LEASE_MS
@@ -66,6 +67,10 @@ _FOLD_AT_ONCE = 20_000
 
 #: New gates get numbers after those that were carried here.
 _NUMBER_ON = "SELECT setval(pg_get_serial_sequence('gates', 'id'), max(id)) FROM gates"
+#: How long a start that ends before it was one may take to say so.
+_WITHDRAWING_S = 3.0
+
+_NOT_SAID = "this process leaves without saying so: %s"
 _NOT_HANDED_BACK = "claims nobody waited for could not be handed back: %s"
 
 _log = logging.getLogger("relay.storage")
@@ -74,30 +79,60 @@ _log = logging.getLogger("relay.storage")
 async def opened(target: Target, *, clock: SharedClock, migrate: bool) -> "PostgresStorage":
     """See `storage.postgres.open_postgres`."""
     server = Server(target)
+    owner = random_name("node_")
     connection = await server.connect(_OPENING)
     try:
         await schema.prepare(connection, target, migrate=migrate)
-
-        async def take(connection: Connection) -> Node:
-            await connection.run(schema.advisory_lock(target.schema, schema.NODES))
-            return await nodes.take(connection, random_name("node_"))
-
-        node = await transaction(connection, take)
-        last_id = max(
-            await _number(connection, "SELECT max(id) FROM messages"),
-            await _greatest(connection, "dead_letters", "id"),
-        )
-        last_position = await _greatest(connection, "events", "position")
-        await agree(connection, clock)
-        return PostgresStorage(
-            server,
-            node=node,
-            clock=clock,
-            last_id=last_id,
-            positions=Ids(node=node.number, last=last_position),
-        )
+        try:
+            return await _joined(server, connection, owner, clock)
+        except BaseException:
+            # Failed, or told to end: nobody is to take this process for one that is at work.
+            await _withdraw(server, owner)
+            raise
     finally:
         connection.terminate()
+
+
+async def _joined(
+    server: Server, connection: Connection, owner: str, clock: SharedClock
+) -> "PostgresStorage":
+    async def take(connection: Connection) -> Node:
+        await connection.run(schema.advisory_lock(server.target.schema, schema.NODES))
+        return await nodes.take(connection, owner)
+
+    node = await transaction(connection, take)
+    last_id = max(
+        await _number(connection, "SELECT max(id) FROM messages"),
+        await _greatest(connection, "dead_letters", "id"),
+    )
+    last_position = await _greatest(connection, "events", "position")
+    await agree(connection, clock)
+    return PostgresStorage(
+        server,
+        node=node,
+        clock=clock,
+        last_id=last_id,
+        positions=Ids(node=node.number, last=last_position),
+    )
+
+
+async def _withdraw(server: Server, owner: str) -> None:
+    """Give back the number that a start may have taken, on a connection of its own: the start's may be beyond use,
+    and its last word still on the way, for whose end the lock waits."""
+
+    async def leave(connection: Connection) -> None:
+        await connection.run(schema.advisory_lock(server.target.schema, schema.NODES))
+        await nodes.leave(connection, owner)
+
+    try:
+        async with asyncio.timeout(_WITHDRAWING_S):
+            connection = await server.connect(_CHANGE)
+            try:
+                await transaction(connection, leave)
+            finally:
+                connection.terminate()
+    except Exception as problem:
+        _log.warning(_NOT_SAID, str(problem) or "no answer")
 
 
 class PostgresStorage:
@@ -218,7 +253,7 @@ class PostgresStorage:
 
     # Work
 
-    async def claim(self, terms: ClaimTerms, *, now: int) -> Claimed:
+    async def claim(self, terms: ClaimTerms, *, now: When) -> Claimed:
         self._watch.check()
         return await self._claims.submit(Claiming(terms, now))
 
@@ -607,9 +642,9 @@ class PostgresStorage:
         await asyncio.gather(self._settlements.close(), self._gated_settlements.close())
         await self._watch.close()
         try:
-            await self._changes.use(lambda connection: nodes.leave(connection, self._node))
+            await self._changes.use(lambda connection: nodes.leave(connection, self._node.owner))
         except Unavailable as problem:
-            _log.warning("this process leaves without saying so: %s", problem)
+            _log.warning(_NOT_SAID, problem)
         for pool in (
             self._renewals,
             self._lookups,

@@ -41,11 +41,22 @@ from storage.codec import (
 from storage.postgres.driver import Connection
 from storage.postgres.horizon import Horizon
 from storage.postgres.tx import Transactions, Tx
-from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Permits, Published, Receipt, SetAside
+from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Permits, Published, Receipt, SetAside, When
 from storage.sql import crowds, gates, permits
+from storage.sql.cancel import requested
 from storage.sql.crowds import STANDS_ASIDE
 from storage.sql.gates import Member, Rest, Waiter, rest_of
-from storage.sql.road import LOST, NO_TERMS, Acceptance, Identity, canceled, distinct, left, stopped
+from storage.sql.road import (
+    LOST,
+    NO_TERMS,
+    Acceptance,
+    Identity,
+    canceled,
+    distinct,
+    instant,
+    left,
+    stopped,
+)
 from storage.sql.script import Query, Script
 
 _NO_LIMIT = (1 << 62) - 1
@@ -271,10 +282,10 @@ _SIFT = f"""
 
 
 class Claiming(NamedTuple):
-    """One call of claim."""
+    """One call of claim; `now` is read anew before everything that may have to wait."""
 
     terms: ClaimTerms
-    now: int
+    now: When
 
 
 class _Plan(NamedTuple):
@@ -344,7 +355,6 @@ class Road:
         that was opened elsewhere comes second, but never later than that.
         """
         claims: list[Claim] = []
-        now = call.now
         served = passed_over = False
         lanes_at: int | None = None
         try:
@@ -353,7 +363,8 @@ class Road:
                     served = True
                     admitted, lanes_at, passed_over, call = await self._pass(connection, call)
                     claims += admitted
-                due, next_due_at, call = await self._claim_due(connection, call)
+                now = instant(call.now)
+                due, next_due_at, call = await self._claim_due(connection, call, now)
                 claims = [*due, *claims]
                 if served or not self._open(call):
                     break
@@ -362,27 +373,27 @@ class Road:
                 raise
             # What is leased already is not left to its lease.
             _log.warning("not all that is due could be claimed: %s", problem)
-            next_due_at = now
+            now = next_due_at = instant(call.now)
         if lanes_at is not None and next_due_at is not None and next_due_at <= now:
             self._transactions.tell(lanes_at)
-        return Claimed(claims=claims, next_due_at=next_due_at, passed_over=passed_over)
+        return Claimed(claims=claims, at=now, next_due_at=next_due_at, passed_over=passed_over)
 
     def _open(self, call: Claiming) -> bool:
         opens_at = self._transactions.opens_at
-        return opens_at is not None and opens_at <= call.now and call.terms.limit > 0
+        return opens_at is not None and opens_at <= instant(call.now) and call.terms.limit > 0
 
     async def _pass(self, connection: Connection, call: Claiming) -> "_Admitted":
-        begin = self._horizon.begin(call.now)
+        begin = self._horizon.begin(instant(call.now))
         admitted = await self._transactions.run(connection, lambda tx: _admit(tx, call, begin))
         if admitted.lanes_at is not None:
             self._horizon.hear(admitted.lanes_at)
         return admitted
 
     async def _claim_due(
-        self, connection: Connection, call: Claiming
+        self, connection: Connection, call: Claiming, now: int
     ) -> tuple[Sequence[Claim], int | None, Claiming]:
         """What is due, when to come again, and what may be claimed besides."""
-        terms, now = call
+        terms = call.terms
         limit = max(0, terms.limit)
         max_bytes = _NO_LIMIT if terms.max_bytes is None else max(1, terms.max_bytes)
         begin = self._horizon.begin(now)
@@ -546,8 +557,9 @@ def _plan(
                 stand = (ACTIVE, now + terms.lease_ms, 1, now)
                 change, next_at = Change.STARTED_AT_ONCE, None
             else:
-                tx.due(due_at, now)
-                stand = (CREATED, due_at, 0, None)
+                # Nothing is claimed at an instant before the one it was accepted at.
+                tx.due(max(due_at, now), now)
+                stand = (CREATED, max(due_at, now), 0, None)
                 change, next_at = Change.CREATED, due_at if due_at > now else None
             position = tx.position(now) if positions is None else positions[number]
             births.append((id_, message.tenant, *stand, position, now, change.value, next_at))
@@ -615,7 +627,8 @@ async def ask_permits(tx: Tx, leases: Sequence[Lease], now: int, sift: int) -> P
 
 async def _admit(tx: Tx, call: Claiming, begin: int) -> _Admitted:
     """Inside a transaction: give lanes and permits, lease who has a permit. As in `storage.sqlite.work`."""
-    terms, now = call
+    terms = call.terms
+    now = instant(call.now)
     queues = await tx.run(gates.open_gates((GateKind.QUEUE,), now))
     lanes_at = await tx.run(gates.give_lanes(queues, now)) if queues else None
     keys = await tx.run(gates.open_gates((GateKind.FLOW, GateKind.TENANT), now))
@@ -625,6 +638,8 @@ async def _admit(tx: Tx, call: Claiming, begin: int) -> _Admitted:
         waiting, passed_over = await tx.run(crowds.open_crowds(terms.shares, now))
     if not keys and not waiting:
         return _Admitted((), lanes_at, passed_over, call)
+    # Whatever this had to wait for, the gates are ours from here: what passes them passes now.
+    now = max(now, instant(call.now))
     if lanes_at is not None:
         begin = min(begin, lanes_at)
     due, oldest = (await tx.rows(_DUE_COUNT, begin, now, terms.limit))[0]
@@ -715,12 +730,9 @@ async def _settle(tx: Tx, fresh: dict[Identity, tuple[int, Settlement]]) -> set[
         (tenant, id_, claim_no): cancel_requested
         for tenant, id_, claim_no, cancel_requested in await tx.rows(_HOLD, *_arrays(identities, _IDENTITY))
     }
-    good = [
-        canceled(settlement) if held[identity] else settlement
-        for identity, (_, settlement) in fresh.items()
-        if identity in held
-    ]
-    await _apply(tx, good)
+    good = [one for identity, (_, one) in fresh.items() if held.get(identity) == 0]
+    ending = [canceled(one) for identity, (_, one) in fresh.items() if held.get(identity)]
+    await _apply(tx, [*good, *(await tx.run(requested(ending)) if ending else ())])
     if made:
         await tx.run(gates.unmake(made))
     return set(held)
@@ -782,9 +794,7 @@ async def _apply(tx: Tx, settlements: Sequence[Settlement]) -> None:
         )
         letter = settlement.dead_letter_id
         if letter is not None:
-            dead_letters.append(
-                dead_letter_row(letter, message, failed_at=at, retried=one.retried, attempt=attempt)
-            )
+            dead_letters.append(dead_letter_row(letter, message, retried=one.retried, attempt=attempt))
         if change is not Change.DELIVERED and change in FINAL_CHANGES and message.dedup_key is not None:
             freed.append((tenant, message.dedup_key, id_))
     for text, rows, columns in (

@@ -28,7 +28,7 @@ from storage.sql.gates import (
     save,
     within,
 )
-from storage.sql.script import Bulk, Collision, Parameters, Query, Script, read, write
+from storage.sql.script import Bulk, Collision, Parameters, Query, Script, most, read, write
 
 _INSERT = Bulk(
     "INSERT INTO gated (tenant, id, crowd, seq, eligible_at, waits_at, place, callbacks, has_slot, finished)",
@@ -100,7 +100,7 @@ def accept(arrivals: Sequence[tuple[Message, int]]) -> Script[int | None]:
     for message, now in arrivals:
         key = _key_of(crowd_of(message))
         crowds[key] = crowd = joined(crowds[key], 1, now)
-        rows.append(_row(message.tenant, message.id, crowd.id, message.not_before))
+        rows.append(_row(message.tenant, message.id, crowd.id, max(message.not_before, now)))
     yield from write(_INSERT, rows)
     return (yield from save(crowds.values(), max(keys.values())))
 
@@ -158,7 +158,7 @@ def open_crowds(room: Shares, now: int) -> Script[tuple[Sequence[tuple[Gate, int
     shut = sum(not left for left in room.crowds.values())
     rows = yield Query(
         f"SELECT {GATE_READ} FROM gates g WHERE g.opens_at <= ?1 AND g.kind = ?2{but}"
-        f" ORDER BY g.opens_at, g.id LIMIT {bind(MOST_GATES + shut)} /*FOR UPDATE SKIP LOCKED*/",
+        f" ORDER BY g.opens_at, g.id LIMIT {most(bind(MOST_GATES + shut))} /*FOR UPDATE SKIP LOCKED*/",
         bind.values,
     )
     found: list[tuple[Gate, int]] = []

@@ -42,7 +42,7 @@ from relay.domain.gates import (
 from relay.domain.message import Message, TenantId
 from storage.codec import ACTIVE, CREATED, GATE_COLUMNS, RETRY, Row, gate_of, gate_row
 from storage.protocol import FlowKey
-from storage.sql.script import Bulk, Collision, Parameters, Query, Script, read, slices, write
+from storage.sql.script import Bulk, Collision, Parameters, Query, Script, most, read, slices, write
 
 #: Gates that one claim looks at, and messages that take a lane of one queue in it.
 MOST_GATES = 200
@@ -203,7 +203,7 @@ def accept(arrivals: Sequence[tuple[Message, int]]) -> Script[int | None]:
             if kind is GateKind.QUEUE:
                 seq = gate.accepted
         queue, flow = ids.get(GateKind.QUEUE), ids.get(GateKind.FLOW)
-        due_at = message.not_before
+        due_at = max(message.not_before, now)
         first = (flow, due_at) if queue is None else (queue, seq)
         rows.append((message.tenant, message.id, queue, flow, seq, due_at, *first))
     yield from write(_INSERT, rows)
@@ -312,7 +312,7 @@ def open_gates(kinds: Collection[GateKind], now: int) -> Script[Sequence[Gate]]:
     those = bind.several(kind.value for kind in kinds)
     rows = yield Query(
         f"SELECT {GATE_READ} FROM gates g WHERE g.opens_at <= ?1 AND g.kind IN {those}"
-        f" ORDER BY g.opens_at, g.id LIMIT {bind(MOST_GATES)} /*FOR UPDATE SKIP LOCKED*/",
+        f" ORDER BY g.opens_at, g.id LIMIT {MOST_GATES} /*FOR UPDATE SKIP LOCKED*/",
         bind.values,
     )
     return [gate_of(row) for row in rows]
@@ -686,7 +686,8 @@ def lines(wants: Mapping[GateId, int], due_at: int | None) -> Script[dict[GateId
             SELECT w.waits_at, w.tenant, w.id, w.eligible_at, w.flow, w.has_slot,
                 coalesce((SELECT length(m.body) FROM messages m WHERE m.id = w.id), 0),
                 coalesce((SELECT m.host FROM messages m WHERE m.id = w.id), '')
-            FROM gated w WHERE w.waits_at = {bind(gate)}{due} ORDER BY w.place, w.tenant, w.id LIMIT {bind(want)}
+            FROM gated w WHERE w.waits_at = {bind(gate)}{due}
+            ORDER BY w.place, w.tenant, w.id LIMIT {most(bind(want))}
         ) l"""
         for gate, want in wants.items()
         if want > 0

@@ -18,7 +18,7 @@ from storage.codec import ACTIVE
 from storage.protocol import Permits
 from storage.sql.crowds import ASIDE, leases_held, not_started
 from storage.sql.gates import FIRSTS, OF, STAND, Key, Member, ensure, held_gates, save
-from storage.sql.script import Bulk, Collision, Parameters, Query, Script, read, write
+from storage.sql.script import Bulk, Collision, Parameters, Query, Script, most, read, write
 
 _INSERT = Bulk(
     "INSERT INTO gated (tenant, id, owner, seq, eligible_at, waits_at, place, callbacks, has_slot, finished)",
@@ -112,7 +112,7 @@ def _others(tenants: set[TenantId], *, now: int, limit: int) -> Script[Sequence[
     rows = yield Query(
         f"""
         SELECT d.tenant, d.id, d.due_at
-        FROM (SELECT tenant, id FROM deliveries WHERE due_at <= ?1 ORDER BY due_at LIMIT ?2) f
+        FROM (SELECT tenant, id FROM deliveries WHERE due_at <= ?1 ORDER BY due_at LIMIT {most("?2")}) f
         JOIN deliveries d ON d.tenant = f.tenant AND d.id = f.id JOIN messages m ON m.id = d.id
         WHERE d.due_at <= ?1 AND d.state <> {ACTIVE} AND m.queue IS NULL AND m.flow_key IS NULL
         AND d.tenant IN {bind.several(sorted(tenants))} /*FOR UPDATE OF d SKIP LOCKED*/

@@ -74,6 +74,12 @@ class Bulk:
                 yield Query(self._texts[size], list(chain.from_iterable(chunk)))
 
 
+def most(mark: str) -> str:
+    """A bound number of rows, for LIMIT. Recent SQLite plans by the value of a bare `?` there, and so prepares the
+    statement anew whenever it is run, which costs more than to run it; what it has to compute it leaves alone."""
+    return f"CAST({mark} AS bigint)"
+
+
 def marks(count: int) -> str:
     """`(?, ?, ...)`"""
     return f"({', '.join('?' * count)})"

@@ -39,6 +39,7 @@ from storage.protocol import (
     ScheduleView,
     SetAside,
     Stats,
+    When,
 )
 from storage.sql import archive, cancel, catalog, gates, schedules, transfer, url_groups
 from storage.sql.gates import LONGEST_LEASE_MS
@@ -221,7 +222,7 @@ class SqliteStorage:
 
     # Work
 
-    async def claim(self, terms: ClaimTerms, *, now: int) -> Claimed:
+    async def claim(self, terms: ClaimTerms, *, now: When) -> Claimed:
         return await self._call(lambda tx: work.claim(tx, terms, now))
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[MessageId]:
@@ -584,7 +585,7 @@ class SqliteStorage:
             return
         back: Sequence[Settlement] = [released(one, now=one.claimed_at) for one in result.claims]
         try:
-            future = self._writer.submit(_SETTLE, back)
+            future = self._writer.submit(_SETTLE, back, late=True)
         except Unavailable as problem:
             _log.warning(_NOT_HANDED_BACK, problem)
         else:

@@ -28,12 +28,23 @@ from storage.codec import (
     rare_row,
     storable,
 )
-from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Permits, Published, Receipt, SetAside
+from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Permits, Published, Receipt, SetAside, When
 from storage.sql import crowds, gates, permits
+from storage.sql.cancel import requested
 from storage.sql.crowds import STANDS_ASIDE
 from storage.sql.gates import Member, Rest, Waiter, rest_of
-from storage.sql.road import LOST, NO_TERMS, Acceptance, Identity, canceled, distinct, left, stopped
-from storage.sql.script import Bulk, Parameters, Query, Script, marks, slices
+from storage.sql.road import (
+    LOST,
+    NO_TERMS,
+    Acceptance,
+    Identity,
+    canceled,
+    distinct,
+    instant,
+    left,
+    stopped,
+)
+from storage.sql.script import Bulk, Parameters, Query, Script, marks, most, slices
 from storage.sqlite.writer import Tx
 
 _MESSAGE = f"INSERT INTO messages ({MESSAGE_COMMON}"
@@ -120,7 +131,7 @@ _CONTENT = Bulk(
 
 _SIFT = f"""
     INSERT INTO temp.sifted SELECT d.tenant, d.id, d.due_at
-    FROM (SELECT tenant, id FROM deliveries WHERE due_at <= ?1 ORDER BY due_at LIMIT ?2) f
+    FROM (SELECT tenant, id FROM deliveries WHERE due_at <= ?1 ORDER BY due_at LIMIT {most("?2")}) f
     JOIN deliveries d ON d.tenant = f.tenant AND d.id = f.id JOIN messages m ON m.id = d.id
     WHERE d.state <> {ACTIVE} AND d.tenant = ?3 AND m.host = ?4 AND m.queue IS NULL AND m.flow_key IS NULL
 """
@@ -194,9 +205,10 @@ def publish(
                 started.append((tenant, id_, now + terms.lease_ms, now))
                 started_events.append(event)
             else:
-                waiting.append((tenant, id_, due_at))
+                # Nothing is claimed at an instant before the one it was accepted at.
+                waiting.append((tenant, id_, now))
                 created_events.append(event)
-                tx.due(due_at)
+                tx.due(now)
         answers.append(Published(receipts=receipts, claims=claims))
     _insert(tx, messages)
     tx.write(_INSERT_STARTED, started)
@@ -227,7 +239,7 @@ def publish_again(tx: Tx, call: Acceptance) -> Published:
     return publish(tx, [call], stored=frozenset(stored))[0]
 
 
-def claim(tx: Tx, terms: ClaimTerms, now: int) -> Claimed:
+def claim(tx: Tx, terms: ClaimTerms, when: When) -> Claimed:
     """Lease the oldest of what is due; leases that ran out are in the same range of the same index. Before that,
     let pass whom an open gate lets pass.
 
@@ -235,6 +247,8 @@ def claim(tx: Tx, terms: ClaimTerms, now: int) -> Claimed:
     claims then knows (`lost_leases`) that the endpoint may have seen the message. Slots that it holds are given
     back by that claim, in the same commit as its lease is.
     """
+    # Only here: the writer has the lock it may have waited for.
+    now = instant(when)
     opens_at = tx.run(gates.next_opening())
     admitted: Sequence[Row] = ()
     holders: Collection[int] = ()
@@ -255,7 +269,8 @@ def claim(tx: Tx, terms: ClaimTerms, now: int) -> Claimed:
             SET state = {ACTIVE}, claim_no = claim_no + 1, claimed_at = ?1, due_at = ?3,
                 lost_leases = lost_leases + (state = {ACTIVE})
             WHERE (tenant, id) IN (
-                SELECT tenant, id FROM deliveries WHERE due_at <= ?1 ORDER BY due_at, tenant, id LIMIT ?2
+                SELECT tenant, id FROM deliveries WHERE due_at <= ?1 ORDER BY due_at, tenant, id
+                LIMIT {most("?2")}
             )
             """,
             (now, len(rows), now + terms.lease_ms),
@@ -290,11 +305,11 @@ def claim(tx: Tx, terms: ClaimTerms, now: int) -> Claimed:
     tx.write(_ADD_STARTED, started)
     tx.write(_ADD_STARTED_AGAIN, started_again)
     if abandoned:
-        _apply(tx, [stopped(one, now) for one in abandoned])
+        _apply(tx, tx.run(requested([stopped(one, now) for one in abandoned])))
         opens_at = tx.run(gates.next_opening())
     edge = tx.rows("SELECT due_at FROM deliveries WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1")
     instants = [at for at in (opens_at, edge[0][0] if edge else None) if at is not None]
-    return Claimed(claims=claims, next_due_at=min(instants, default=None), passed_over=passed_over)
+    return Claimed(claims=claims, at=now, next_due_at=min(instants, default=None), passed_over=passed_over)
 
 
 def settle(tx: Tx, calls: Sequence[Sequence[Settlement]]) -> Sequence[Sequence[MessageId]]:
@@ -316,7 +331,7 @@ def settle(tx: Tx, calls: Sequence[Sequence[Settlement]]) -> Sequence[Sequence[M
             (tenant, id_, claim_no),
         )
         if held:
-            good.append(canceled(settlement))
+            good += tx.run(requested([canceled(settlement)]))
         else:
             refused[number].append(settlement.claim.message.id)
     _apply(tx, good)
@@ -392,7 +407,8 @@ def _admitted(tx: Tx, terms: ClaimTerms, now: int) -> tuple[Sequence[Row], Colle
     if not keys and not waiting:
         return (), (), terms, passed_over
     due = tx.rows(
-        "SELECT due_at FROM deliveries WHERE due_at <= ?1 ORDER BY due_at LIMIT ?2", (now, terms.limit)
+        f"SELECT due_at FROM deliveries WHERE due_at <= ?1 ORDER BY due_at LIMIT {most('?2')}",
+        (now, terms.limit),
     )
     room = max(terms.limit - len(due), terms.limit // 2)
     if room == 0 and (tx.run(gates.next_opening()) or now) <= due[0][0]:
@@ -422,7 +438,7 @@ def _due(tx: Tx, terms: ClaimTerms, now: int) -> Sequence[Row]:
     for row in tx.stream(
         f"""
         SELECT {_CLAIMED} FROM deliveries d LEFT JOIN messages m ON m.id = d.id
-        WHERE d.due_at <= ?1 ORDER BY d.due_at, d.tenant, d.id LIMIT ?2
+        WHERE d.due_at <= ?1 ORDER BY d.due_at, d.tenant, d.id LIMIT {most("?2")}
         """,
         (now, max(0, terms.limit)),
     ):
@@ -494,9 +510,7 @@ def _apply(tx: Tx, settlements: Sequence[Settlement]) -> None:
         )
         letter = settlement.dead_letter_id
         if letter is not None:
-            dead_letters.append(
-                dead_letter_row(letter, message, failed_at=at, retried=one.retried, attempt=attempt)
-            )
+            dead_letters.append(dead_letter_row(letter, message, retried=one.retried, attempt=attempt))
         if change in FINAL_CHANGES and message.dedup_key is not None:
             freed.append((tenant, message.dedup_key, id_))
     tx.write(_DELETE_DELIVERIES, ended)

@@ -30,6 +30,7 @@ from relay.domain.schedule import Run, RunOutcome, scheduled_messages
 from relay.domain.tenant import Limits, Principal, Tenant
 from relay.ids import Ids
 from relay.wire.json import message_id_text
+from relay.wire.target import Refusal
 from storage.protocol import ClaimTerms, Firing, Receipt, Storage
 from storage.sqlite import open_sqlite
 from tests.api.specification import ALIASES, Specification
@@ -128,8 +129,8 @@ class Rig:
         self.log = Recorder()
         self.problems: list[str] = []
         self.stopping = False
-        #: Addresses that may not be called.
-        self.forbidden: set[str] = set()
+        #: Of addresses that may not be called.
+        self.refusal: Refusal = lambda address: None
         self.violations: list[str] = []
         self.port = 0
         self.server: web.Server | None = None
@@ -156,7 +157,7 @@ class Rig:
             stopping=lambda: self.stopping,
             trusted_proxies=tuple(ip_network(network) for network in trusted_proxies),
             walk=walk,
-            refusal=lambda address: f"{address} may not be called" if address in self.forbidden else None,
+            refusal=lambda address: self.refusal(address),
         )
 
     async def call(
@@ -348,6 +349,16 @@ class Rig:
         listed = (await self.call("GET", "/v2/dlq", token=token)).json
         return [entry["dlqId"] for entry in listed["messages"]]
 
+    async def pages(self, member: str, path: str) -> list[list[Any]]:
+        """What a list of many pages has under `member`, page by page; `path` has a query, but no cursor."""
+        pages: list[list[Any]] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            reply = await self.call("GET", f"{path}&cursor={cursor}")
+            pages.append(reply.json[member])
+            cursor = reply.json.get("cursor")
+        return pages
+
     @property
     def connections(self) -> int:
         """How many the server has open."""
@@ -408,8 +419,9 @@ class Rig:
             if status not in expected or set(json.loads(body)) != {"error"}:
                 self.violations.append(f"{request.method} {request.path}: {status} {body!r}")
             return
+        method = "GET" if request.method == "HEAD" else request.method
         self.violations += self.specification.violations(
-            request.method, path, status, response.headers["Content-Type"], body
+            method, path, status, response.headers["Content-Type"], body
         )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from base64 import b64decode
+from itertools import chain
 
 import pytest
 
@@ -86,15 +87,9 @@ async def test_a_dead_letter_is_deleted_once(rig: Rig) -> None:
 async def test_pages_join_to_the_whole_list(rig: Rig) -> None:
     ids = [(await rig.dead_letter())[1] for _ in range(5)]
     for order, expected in (("earliestFirst", ids), ("latestFirst", ids[::-1])):
-        seen: list[str] = []
-        cursor = ""
-        for size in (2, 2, 1):
-            page = (await rig.call("GET", f"/v2/dlq?count=2&order={order}&cursor={cursor}")).json
-            assert len(page["messages"]) == size
-            seen += [entry["dlqId"] for entry in page["messages"]]
-            cursor = page.get("cursor", "")
-        assert seen == expected
-        assert cursor == ""
+        pages = await rig.pages("messages", f"/v2/dlq?count=2&order={order}")
+        assert [len(page) for page in pages] == [2, 2, 1]
+        assert [entry["dlqId"] for entry in chain(*pages)] == expected
 
 
 async def test_a_page_that_ends_with_the_list_has_no_cursor(rig: Rig) -> None:
@@ -120,13 +115,7 @@ async def test_a_page_of_large_bodies_is_shorter_and_goes_on(rig: Rig) -> None:
     for _ in range(60):
         await rig.publish(body=b"x" * (1 << 20), headers={"Upstash-Retries": "0"})
     assert await rig.attempt(500) == 60
-    cursor, sizes = "", []
-    while True:
-        page = (await rig.call("GET", f"/v2/dlq?cursor={cursor}")).json
-        sizes.append(len(page["messages"]))
-        if "cursor" not in page:
-            break
-        cursor = page["cursor"]
+    sizes = [len(page) for page in await rig.pages("messages", "/v2/dlq?order=latestFirst")]
     assert sum(sizes) == 60
     assert max(sizes) < 20
 

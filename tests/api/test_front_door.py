@@ -1,13 +1,13 @@
 """Whatever comes over the wire: paths, methods, targets, bodies and things that are no HTTP at all."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from relay.api.app import NOT_OFFERED
+from relay.api.app import NOT_OFFERED, OPEN_ROUTES
 from relay.api.bodies import Bodies
-from tests.api.rig import TOKEN, Rig, next_reply, running, until
+from tests.api.rig import TOKEN, Reply, Rig, next_reply, running, until
 from tests.api.specification import Specification
 
 MIB = 1 << 20
@@ -121,7 +121,8 @@ async def test_a_base_url_that_ends_in_v2_is_told_so(rig: Rig) -> None:
         ("PUT", "/v2/messages/msg_1", "DELETE, GET"),
         ("HEAD", "/v2/keys", "GET"),
         ("OPTIONS", "/v2/dlq/retry", "POST"),
-        ("POST", "/healthz", "GET"),
+        ("POST", "/healthz", "GET, HEAD"),
+        ("OPTIONS", "/docs", "GET, HEAD"),
         ("PATCH", "/v2/schedules/some-id", "DELETE, GET, POST"),
         ("TRACE", "/v2/batch", "POST"),
         ("DELETE", "/v2/schedules/", "GET, POST"),
@@ -133,6 +134,41 @@ async def test_another_method_is_refused_with_those_that_are_allowed(
     reply = await rig.call(method, path)
     assert reply.status == 405
     assert reply.headers["Allow"] == allow
+
+
+def told(reply: Reply) -> Iterator[tuple[str, str]]:
+    """The headers that two answers to the same question have in common; the length of nothing may be left out."""
+    for name, value in reply.headers.items():
+        if name.lower() not in ("x-request-id", "date") and (name, value) != ("Content-Length", "0"):
+            yield name, value
+
+
+@pytest.mark.parametrize(
+    "path", [*(path for path, _ in OPEN_ROUTES if "{" not in path), "/docs/start.js", "/docs/none"]
+)
+async def test_a_path_without_a_token_answers_head_as_get_without_the_body(rig: Rig, path: str) -> None:
+    for headers in ({}, {"Accept-Encoding": "gzip"}, {"If-None-Match": "*"}):
+        whole = await rig.call("GET", path, token=None, headers=headers)
+        head = await rig.call("HEAD", path, token=None, headers=headers)
+        assert (head.status, head.body) == (whole.status, b"")
+        assert [*told(head)] == [*told(whole)]
+
+
+async def test_a_relay_that_is_not_ready_says_so_to_head(rig: Rig) -> None:
+    rig.problems.append("storage does not answer")
+    assert (await rig.call("HEAD", "/readyz", token=None)).status == 503
+
+
+async def test_a_connection_goes_on_after_a_head(rig: Rig) -> None:
+    reader, writer = await rig.connect()
+    for _ in range(2):
+        writer.write(
+            b"HEAD /metrics HTTP/1.1\r\nHost: relay\r\n\r\nGET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n"
+        )
+        head = await next_reply(reader, "HEAD")
+        assert (head.status, head.headers["Content-Length"]) == (200, "24")
+        assert (await next_reply(reader)).json == {"status": "ok"}
+    writer.close()
 
 
 @pytest.mark.parametrize("path", NOT_OFFERED)

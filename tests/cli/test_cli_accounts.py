@@ -13,7 +13,7 @@ import pytest
 
 from relay.accounts import token_hash, user_id_of
 from relay.domain.message import SignedBy
-from relay.domain.tenant import Principal
+from relay.domain.tenant import Principal, Token
 from relay.main import named, open_storage
 from storage.protocol import Storage
 from tests import postgres_server
@@ -153,6 +153,45 @@ def test_a_revoked_token_speaks_for_nobody_and_the_others_go_on(console: Console
     assert principal_of(database, lost["token"]) is None
     assert principal_of(database, kept["token"]) is not None
     assert console("tokens", "revoke", lost["tokenId"]).code == 4
+
+
+def test_the_last_token_that_may_write_is_revoked_only_when_that_is_meant(
+    console: Console, database: str
+) -> None:
+    for name in ("acme", "umbrella"):
+        console("tenants", "create", name)
+    done(console("tokens", "create", "umbrella", "--json"))
+    done(console("tokens", "create", "acme", "--read-only", "--json"))
+    last, other = (done(console("tokens", "create", "acme", "--json")) for _ in range(2))
+    assert console("tokens", "revoke", other["tokenId"]).err == ""
+    acme, _ = look(database, lambda storage: storage.tenants())
+    expired = Token(hash=bytes(32), tenant=acme.id, read_only=False, created_at=0, expires_at=1)
+    look(database, lambda storage: storage.issue_token(expired))
+
+    warning = "relay: acme is left without a token that may write; relay tokens create acme makes one\n"
+    unasked = console("tokens", "revoke", last["tokenId"])
+    assert (unasked.code, unasked.out) == (2, "")
+    assert unasked.err == f"{warning}relay: there is no terminal to ask on; pass --yes to go ahead\n"
+    refused = console("tokens", "revoke", last["tokenId"], typed=b"n\n")
+    assert (refused.code, refused.out, refused.err) == (130, "", f"{warning}Revoke all the same? [y/N] ")
+    assert principal_of(database, last["token"]) is not None
+
+    meant = console("tokens", "revoke", last["tokenId"], "--yes", "--json")
+    assert (meant.code, meant.err) == (0, warning)
+    assert json.loads(meant.out) == {"revoked": [last["tokenId"]], "notFound": []}
+    assert principal_of(database, last["token"]) is None
+
+
+def test_tokens_that_are_the_last_only_together_are_asked_about_once(console: Console) -> None:
+    console("tenants", "create", "acme")
+    ids = [done(console("tokens", "create", "acme", "--json"))["tokenId"] for _ in range(2)]
+    reading = done(console("tokens", "create", "acme", "--read-only", "--json"))["tokenId"]
+    assert console("tokens", "revoke", *ids).code == 2
+    revoked = console("tokens", "revoke", *ids, typed=b"y\n")
+    assert revoked.code == 0
+    assert revoked.err.count("acme") == 2
+    # What could do nothing before is not left with less.
+    assert console("tokens", "revoke", reading).err == ""
 
 
 def test_limits_are_spelled_like_the_relays_own_and_one_leaves_the_others_alone(

@@ -257,6 +257,25 @@ def test_a_url_group_lives_through_its_commands(person: Person, server: Server) 
     assert person.json("url-groups", "list") == []
 
 
+def test_a_url_group_that_schedules_send_to_says_so_when_it_is_deleted(
+    person: Person, server: Server
+) -> None:
+    for name in ("orders", "bills", "quiet"):
+        person("url-groups", "add", name, server.url)
+    person("schedules", "create", "orders", "--cron", "0 0 1 1 *", "--id", "yearly")
+    for number in range(6):
+        person("schedules", "create", "bills", "--cron", "0 0 1 1 *", "--id", f"bill-{number}")
+    assert person("url-groups", "delete", "orders", "bills", "quiet") == (
+        0,
+        "orders  deleted\nbills  deleted\nquiet  deleted\n",
+        (
+            "relay: nothing comes of schedule yearly while there is no URL group orders\n"
+            "relay: nothing comes of 6 schedules while there is no URL group bills\n"
+        ),
+    )
+    assert person.json("url-groups", "list") == []
+
+
 def test_a_flow_control_key_lives_through_its_commands(person: Person, server: Server) -> None:
     key = "customer 17/ü"
 

@@ -11,6 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from relay.clock import FakeClock
 from relay.domain.delivery import Claim, released, settle
 from relay.domain.gates import Configure, GateKind, Pin
 from relay.domain.message import Callback, FlowControl, Message, MessageId
@@ -397,6 +398,27 @@ async def test_an_open_gate_that_is_locked_is_announced_and_served_by_whoever_co
         claimed = await other.claim(TERMS, now=NOW + 5)
         assert (list(claimed.claims), claimed.next_due_at) == ([], NOW)
     assert [claim.message for claim in await take(other, now=NOW + 5)] == [message]
+
+
+async def test_a_window_of_a_rate_opens_when_its_gate_is_had_and_not_when_a_claim_began_to_wait(
+    nodes: Sequence[Storage], database: Any
+) -> None:
+    node, other, _ = nodes
+    clock = FakeClock()
+    flow = FlowControl(key="k", rate=2, period_ms=1_000)
+    await accept(node, *(a_message(flow=flow) for _ in range(9)))
+    async with database.transaction():
+        await database.execute("LOCK TABLE gates IN ACCESS EXCLUSIVE MODE")
+        waiting = asyncio.create_task(node.claim(TERMS, now=clock.now))
+        async with asyncio.timeout(10):
+            while not await database.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                pass
+        clock.advance(3_000)
+    assert [claim.claimed_at for claim in (await waiting).claims] == [NOW + 3_000] * 2
+    clock.advance(999)
+    assert (await other.claim(TERMS, now=clock.now)).claims == []
+    clock.advance(1)
+    assert len((await other.claim(TERMS, now=clock.now)).claims) == 2
 
 
 async def test_a_queue_deleted_under_its_publishers_is_made_again(nodes: Sequence[Storage]) -> None:

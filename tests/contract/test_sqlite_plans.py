@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from relay.domain.delivery import Lease, State, released, settle
+from relay.domain.fairness import Shares, crowd_of
 from relay.domain.gates import Configure, GateKind
 from relay.domain.message import FlowControl
 from relay.domain.selection import Order, Selection
@@ -105,6 +106,33 @@ def test_the_road_of_a_message_walks_no_table(explained: Explained) -> None:
             )
         assert len(explained.statements) > 40
         assert scans(explained) == []
+
+
+def test_what_claims_ask_is_prepared_once(explained: Explained) -> None:
+    with closing(explained.connection) as connection:
+        tx = Tx(connection, Ids())
+        held = [a_message(flow=FlowControl(key=f"k{n}", parallelism=1)) for n in range(50)]
+        work.publish(tx, [Acceptance(held, NOW, None)])
+        shut = Shares(free=9, crowds={crowd_of(held[0]): 0})
+        prepared: list[str] = []
+
+        def notice(action: int, *about: str | None) -> int:
+            prepared.append(f"{action} {about}")
+            return 0
+
+        connection.set_authorizer(notice)
+        for step in range(3):
+            # All keys have rested for long enough, and nobody of them fits.
+            now = NOW + step * 10_000
+            plain = a_message(url="https://other.example/")
+            work.publish(tx, [Acceptance([plain], now, None)])
+            if step == 2:
+                prepared.clear()
+            asked = len(explained.statements)
+            terms = ClaimTerms(limit=100, lease_ms=10 * LEASE_MS, shares=shut)
+            assert [claim.message.id for claim in work.claim(tx, terms, now).claims] == [plain.id]
+        assert len(explained.statements) - asked > 5
+        assert prepared == []
 
 
 def steps_of_a_message(tx: Tx, connection: Connection, key: str) -> int:

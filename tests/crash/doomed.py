@@ -31,7 +31,7 @@ from relay.domain.message import Message, MessageId, TenantId
 from relay.engine.engine import Sends
 from relay.log import BridgeHandler, StreamLog
 from relay.wire.outbound import Outgoing
-from storage.protocol import Claimed, ClaimTerms, Firing, Published, Retention, Storage
+from storage.protocol import Claimed, ClaimTerms, Firing, Published, Retention, Storage, When
 from tests.crash import watched, watched_postgres
 from tests.crash.doom import STEPS, Doom, die
 from tests.crash.watched import Trouble
@@ -100,7 +100,7 @@ class DoomedStorage:
         self._doom.reached("publish", "told")
         return published
 
-    async def claim(self, terms: ClaimTerms, *, now: int) -> Claimed:
+    async def claim(self, terms: ClaimTerms, *, now: When) -> Claimed:
         self._need_storage()
         with self._doom.during("claim"):
             claimed = await self._storage.claim(terms, now=now)

@@ -1,12 +1,16 @@
 """Driving a loop by hand: a clock that knows when it sleeps, a log to read, storage that can be made to fail."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
+from prometheus_client import generate_latest
+
 from relay.clock import FakeClock
 from relay.domain.errors import Unavailable
+from relay.metrics import Metrics
 
 _PATIENCE_S = 30
 
@@ -74,6 +78,23 @@ class Lines:
 
     def named(self, event: str) -> list[dict[str, object]]:
         return [fields for _, name, fields in self.all if name == event]
+
+
+class Workbench:
+    """What a loop is given to run on: a clock of its own, a log and metrics to read."""
+
+    def __init__(self, now: int) -> None:
+        self.clock = SteppedClock(now)
+        self.lines = Lines()
+        self.metrics = Metrics()
+        self.random = random.Random(7).random
+
+    def value(self, metric: str) -> float:
+        """Of a metric, its labels included."""
+        for line in generate_latest(self.metrics.registry).decode().splitlines():
+            if line.startswith(metric + " "):
+                return float(line.split()[-1])
+        raise KeyError(metric)
 
 
 class Faulty:

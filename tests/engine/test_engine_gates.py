@@ -3,7 +3,8 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,7 @@ from relay.ids import Ids
 from relay.metrics import Metrics
 from relay.wire.outbound import Outgoing
 from storage.protocol import Storage
+from storage.sqlite import driver
 from tests.builders import NOW, TENANT, a_message
 from tests.engine.stepped import Lines
 
@@ -107,6 +109,24 @@ async def until(clock: FakeClock, step_ms: int, true: Callable[[], bool]) -> Non
             clock.advance(step_ms)
             for _ in range(20):
                 await asyncio.sleep(0.0001)
+
+
+async def test_a_rate_holds_at_the_destination_after_another_process_had_locked_the_database(
+    tmp_path: Path, storage: Storage
+) -> None:
+    clock = FakeClock()
+    destination = Destination(clock)
+    await storage.publish(keyed(20, rate=3, period_ms=1_000), now=NOW)
+    with closing(driver.connect_writer(tmp_path / "relay.db")) as foreign:
+        foreign.execute("BEGIN EXCLUSIVE")
+        async with running(an_engine(storage, destination, clock)):
+            await asyncio.sleep(0)
+            clock.advance(2_000)
+            foreign.execute("ROLLBACK")
+            await until(clock, 0, lambda: len(destination.times) >= 3)
+            await until(clock, 50, lambda: clock.now() >= NOW + 2_900)
+            assert destination.times == [NOW + 2_000] * 3
+            await until(clock, 50, lambda: len(destination.times) >= 6)
 
 
 def keyed(count: int, **limits: int) -> list[Message]:

@@ -1,18 +1,15 @@
-import random
 from typing import Any, cast
 
 import pytest
-from prometheus_client import generate_latest
 
 from relay.domain.delivery import settle
 from relay.domain.message import Message, MessageId, TenantId
 from relay.domain.selection import Order, Selection
 from relay.domain.tenant import Tenant, TenantLimits
 from relay.engine.janitor import Janitor, Store
-from relay.metrics import Metrics
 from storage.protocol import ClaimTerms, Storage
 from tests.builders import NOW, OTHER_TENANT, TENANT, a_message, an_attempt, next_id
-from tests.engine.stepped import Faulty, Lines, SteppedClock, running, storage_is_away
+from tests.engine.stepped import Faulty, Workbench, running, storage_is_away
 
 SECOND = 1_000
 MINUTE = 60 * SECOND
@@ -20,9 +17,7 @@ DAY = 24 * 60 * MINUTE
 ROUND = 15 * SECOND
 
 
-class Bench:
-    """A janitor on a clock of its own, with its log and metrics."""
-
+class Bench(Workbench):
     def __init__(
         self,
         storage: object,
@@ -31,9 +26,7 @@ class Bench:
         log_retention_ms: int = 14 * DAY,
         dlq_retention_ms: int = 7 * DAY,
     ) -> None:
-        self.clock = SteppedClock(now)
-        self.lines = Lines()
-        self.metrics = Metrics()
+        super().__init__(now)
         self.janitor = Janitor(
             cast(Store, storage),
             clock=self.clock,
@@ -41,14 +34,8 @@ class Bench:
             metrics=self.metrics,
             log_retention_ms=log_retention_ms,
             dlq_retention_ms=dlq_retention_ms,
-            random=random.Random(7).random,
+            random=self.random,
         )
-
-    def value(self, metric: str) -> float:
-        for line in generate_latest(self.metrics.registry).decode().splitlines():
-            if line.startswith(metric + " "):
-                return float(line.split()[-1])
-        raise KeyError(metric)
 
 
 async def finish(storage: Storage, *messages: Message, status: int = 200) -> None:

@@ -91,7 +91,7 @@ def test_running_relays_notice_new_revoked_and_expiring_tokens(shop: Shop) -> No
     shop.until_all_answer(401, brief["token"])
     assert set(shop.statuses(reader["token"])) == {200}
     assert set(shop.statuses(reader["token"], "POST", PUBLISH)) == {403}
-    shop.tell("tokens", "revoke", made["tokenId"])
+    shop.tell("tokens", "revoke", made["tokenId"], "--yes")
     shop.until_all_answer(401, made["token"])
     assert set(shop.statuses(reader["token"])) == {200}
     assert set(shop.statuses(TOKEN)) == {200}

@@ -26,13 +26,15 @@ from tests import postgres_server
 from tests.builders import NOW, a_message
 from tests.live import COMMAND, Live, a_relay
 
+#: How many others a process would find at work on the database.
+_AT_WORK = "SELECT count(*) FROM nodes WHERE owner IS NOT NULL"
+
 
 def relay_copy(directory: Path, source: str, target: str, *flags: str) -> "subprocess.CompletedProcess[str]":
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
     return subprocess.run(
         [COMMAND, "copy", "--from", source, "--to", target, *flags],
         cwd=directory,
-        env=environment,
+        env=_clean(),
         capture_output=True,
         text=True,
         timeout=120,
@@ -119,6 +121,43 @@ def test_no_relay_starts_on_half_a_copy(tmp_path: Path) -> None:
     assert ["deliveries", "1", "1"] in [line.split() for line in ended.stdout.splitlines()]
     with a_relay("--database", target, directory=tmp_path, mode="serve") as live:
         assert live.get("/readyz")[0] == 200
+
+
+@pytest.mark.parametrize("command", ["copy", "migrate", "tenants list", "serve"])
+async def test_whoever_is_told_to_end_while_it_opens_the_database_is_in_nobodys_way(
+    command: str, tmp_path: Path
+) -> None:
+    await _closed(tmp_path / "relay.db")
+    source, target = "sqlite:///relay.db", postgres_server.url()
+    await (await open_postgres(target)).close()
+    given = {"copy": ["--from", source, "--to", target], "serve": ["--database", target, "--port", "0"]}
+    argv = [*command.split(), *given.get(command, ["--database", target])]
+    database = await asyncpg.connect(
+        target_of(target).dsn, server_settings={"search_path": target_of(target).schema}
+    )
+    try:
+        async with database.transaction(), asyncio.timeout(60):
+            # By then it has a number.
+            await database.execute("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE")
+            opening = await asyncio.create_subprocess_exec(
+                COMMAND, *argv, cwd=tmp_path, env=_clean(), stdout=PIPE, stderr=PIPE
+            )
+            while not await database.fetchval(_AT_WORK):
+                pass
+            opening.send_signal(signal.SIGTERM)
+            if command != "serve":
+                said = b"relay: interrupted before anything was copied\n" if command == "copy" else b""
+                assert await opening.communicate() == (b"", said)
+                assert opening.returncode == 130
+        # A relay that starts hears of it once it has started.
+        async with asyncio.timeout(60):
+            await opening.communicate()
+        assert await database.fetchval(_AT_WORK) == 0
+    finally:
+        await database.close()
+    copied = await asyncio.to_thread(relay_copy, tmp_path, source, target)
+    assert (copied.returncode == 0) == (command != "serve"), copied.stderr
+    assert "in use" not in copied.stderr
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,10 @@ LIMITS = Limits()
 Given = Mapping[str, str] | Iterable[tuple[str, str]]
 
 
+def all_addresses(address: str) -> None:
+    """No address is refused."""
+
+
 def pairs(headers: Given) -> Iterable[tuple[str, str]]:
     return list(headers.items()) if isinstance(headers, Mapping) else headers
 
@@ -34,6 +38,7 @@ def draft_of(
         caller_ip=caller_ip,
         now=NOW,
         limits=limits,
+        refusal=all_addresses,
         config=config,
         authorization_is_ours=authorization_is_ours,
         not_offered=not_offered,
@@ -54,6 +59,7 @@ def schedule_of(
         caller_ip=None,
         now=NOW,
         limits=limits,
+        refusal=all_addresses,
         config=config,
         not_offered=not_offered,
     )

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from relay.domain.errors import Invalid, OverLimit, TooLarge
-from relay.domain.message import Redaction, Request, RetryPolicy, SignedBy
+from relay.domain.message import FlowControl, Redaction, Request, RetryPolicy, SignedBy
 from relay.domain.publish import Draft, message_of
 from relay.domain.tenant import Limits
 from relay.wire.headers import NOT_OFFERED
@@ -122,9 +122,26 @@ def test_a_setting_is_read(name: str, value: str, read: Callable[[Draft], object
         ("Upstash-Callback", "example.com/cb", "does not begin with http"),
         ("Upstash-Callback-Retries", "1", "needs Upstash-Callback, the URL"),
         ("Upstash-Failure-Callback", "a-group", "does not begin with http"),
+        ("Upstash-Failure-Callback", "", "does not begin with http"),
         ("Upstash-Failure-Callback-Forward-X", "1", "needs Upstash-Failure-Callback, the URL"),
         ("Upstash-Flow-Control-Key", "k", "needs Upstash-Flow-Control-Value"),
+        ("Upstash-Flow-Control-Key", "", "must have 1 to 1024 characters"),
+        ("Upstash-Flow-Control-Key", "k" * 1025, "must have 1 to 1024 characters"),
         ("Upstash-Flow-Control-Value", "rate=1", "needs Upstash-Flow-Control-Key"),
+        ("Upstash-Flow-Control-Value", "", '"" is not parallelism=<n>'),
+        ("Upstash-Flow-Control-Value", "parallelism", '"parallelism" is not parallelism=<n>'),
+        ("Upstash-Flow-Control-Value", "ratePerSecond=1", '"ratePerSecond=1" is not'),
+        ("Upstash-Flow-Control-Value", "rate=1,", '"" is not'),
+        ("Upstash-Flow-Control-Value", "rate=1,rate=2", "names rate twice"),
+        ("Upstash-Flow-Control-Value", "period=1s", "needs parallelism or rate"),
+        ("Upstash-Flow-Control-Value", "rate=0", 'has a rate, "0"'),
+        ("Upstash-Flow-Control-Value", "rate=-1", 'has a rate, "-1"'),
+        ("Upstash-Flow-Control-Value", "parallelism=1.5", 'has a parallelism, "1.5"'),
+        ("Upstash-Flow-Control-Value", "parallelism=2147483648", "has a parallelism"),
+        ("Upstash-Flow-Control-Value", "parallelism=99999999999", "has a parallelism"),
+        ("Upstash-Flow-Control-Value", "rate=²", "has a rate"),
+        ("Upstash-Flow-Control-Value", "rate=1,period=0", "has a period of nothing"),
+        ("Upstash-Flow-Control-Value", "rate=1,period=x", "is not a duration"),
         ("Upstash-Queue-Name", "q", "cannot be used with a publish"),
         ("Upstash-Workflow-Runid", "wfr_1", "is not offered by this version"),
         ("Upstash-Workflow-Trigger-By-Sdk", "true", "is not offered by this version"),
@@ -140,6 +157,28 @@ def test_a_wrong_or_unusable_setting_is_refused_by_its_name(name: str, value: st
     with pytest.raises(Invalid) as refused:
         draft_of({}, config=[(name.lower(), value)])
     assert refused.value.field == name
+
+
+@pytest.mark.parametrize(
+    ("value", "flow"),
+    [
+        ("parallelism=3, rate=5, period=1m", FlowControl(key="k", parallelism=3, rate=5, period_ms=60_000)),
+        ("parallelism=5,rate=10,period=1m", FlowControl(key="k", parallelism=5, rate=10, period_ms=60_000)),
+        (" period = 5 ,\trate = 2 ", FlowControl(key="k", rate=2, period_ms=5000)),
+        ("parallelism=1", FlowControl(key="k", parallelism=1, period_ms=1000)),
+        ("rate=2147483647,period=7d", FlowControl(key="k", rate=2147483647, period_ms=604_800_000)),
+    ],
+)
+def test_flow_control_is_read(value: str, flow: FlowControl) -> None:
+    headers = {"Upstash-Flow-Control-Key": "k", "Upstash-Flow-Control-Value": value}
+    assert draft_of(headers).flow == flow
+
+
+def test_a_flow_control_period_is_at_most_a_week() -> None:
+    with pytest.raises(
+        OverLimit, match="Upstash-Flow-Control-Value: has a period above the maximum of one week"
+    ):
+        draft_of({"Upstash-Flow-Control-Key": "k", "Upstash-Flow-Control-Value": "rate=1,period=7d1s"})
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from relay.domain.message import Callback, FlowControl, Message, Redaction, Sign
 from relay.domain.publish import redrive
 from relay.wire.headers import NOT_OFFERED, parse_override
 from tests.builders import NOW, a_message, a_message_id
-from tests.wire.drafts import LIMITS
+from tests.wire.drafts import LIMITS, all_addresses
 
 STORED = a_message(
     created_at=NOW - 100_000,
@@ -33,7 +33,14 @@ def overridden(
     config: tuple[tuple[str, str], ...] = (),
     not_offered: Collection[str] = NOT_OFFERED,
 ) -> Message:
-    override = parse_override(headers.items(), now=NOW, limits=LIMITS, config=config, not_offered=not_offered)
+    override = parse_override(
+        headers.items(),
+        now=NOW,
+        limits=LIMITS,
+        refusal=all_addresses,
+        config=config,
+        not_offered=not_offered,
+    )
     return override(STORED)
 
 
@@ -109,7 +116,7 @@ def test_an_empty_label_takes_the_stored_labels_away() -> None:
     ],
 )
 def test_a_delay_of_the_retry_counts_from_the_retry(headers: dict[str, str], not_before: int) -> None:
-    override = parse_override(headers.items(), now=NOW, limits=LIMITS)
+    override = parse_override(headers.items(), now=NOW, limits=LIMITS, refusal=all_addresses)
     assert redrive(STORED, id=a_message_id(), now=NOW, override=override).not_before == not_before
 
 

@@ -105,3 +105,10 @@ def test_a_wrong_schedule_is_refused_by_the_header(headers: dict[str, str], prob
 def test_a_schedule_has_the_quotas_of_a_message() -> None:
     with pytest.raises(OverLimit, match="Upstash-Retries"):
         schedule_of({**CRON, "Upstash-Retries": "1000000"})
+
+
+def test_a_schedule_may_name_a_queue() -> None:
+    headers = {"Upstash-Cron": "* * * * *", "Upstash-Queue-Name": "my.queue_1-a"}
+    assert schedule_of(headers).draft.queue == "my.queue_1-a"
+    with pytest.raises(Invalid, match=r"Upstash-Queue-Name: .* must be 1 to 256 of the characters"):
+        schedule_of(headers | {"Upstash-Queue-Name": "my queue"})
