@@ -70,7 +70,7 @@ _NUMBER_ON = "SELECT setval(pg_get_serial_sequence('gates', 'id'), max(id)) FROM
 #: How long a start that ends before it was one may take to say so.
 _WITHDRAWING_S = 3.0
 
-_NOT_SAID = "this process leaves without saying so: %s"
+_NOT_SAID = "the database could not be told that this process has ended, and counts it for half a minute: %s"
 _NOT_HANDED_BACK = "claims nobody waited for could not be handed back: %s"
 
 _log = logging.getLogger("relay.storage")

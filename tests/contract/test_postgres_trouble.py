@@ -315,6 +315,63 @@ async def test_a_server_that_goes_and_comes_back_is_survived(
     await asyncio.gather(storage.close(), other.close())
 
 
+@pytest.mark.parametrize("how", ["renamed", "denied", "dropped"])
+async def test_tables_that_are_not_there_or_not_ours_are_unavailable_until_they_are_again(
+    storage: PostgresStorage, url: str, database: Any, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    schema = target_of(url).schema
+    first, last = a_message(), a_message()
+    await accept(storage, first)
+    ours, reason = storage, "tables are not there"
+    away, back = (
+        f"ALTER SCHEMA {schema} RENAME TO {schema}_away",
+        f"ALTER SCHEMA {schema}_away RENAME TO {schema}",
+    )
+    if how == "denied":
+        # A role that owns nothing, and may use everything for now.
+        role = f"{schema}_role"
+        objects = ("ALL TABLES IN SCHEMA", "ALL SEQUENCES IN SCHEMA", "SCHEMA")
+        back = "; ".join(f"GRANT ALL ON {one} {schema} TO {role}" for one in objects)
+        away = f"REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM {role}"
+        await database.execute(f"CREATE ROLE {role} LOGIN; {back}")
+        ours, reason = (
+            await open_postgres(url.replace("//postgres@", f"//{role}@")),
+            "denies the role of the relay",
+        )
+    if how == "dropped":
+        # What is restored has other oids.
+        away = f"DROP SCHEMA {schema} CASCADE"
+    await ours.ping()
+    await database.execute(away)
+    try:
+        outcomes = await asyncio.gather(
+            accept(ours, a_message()),
+            take(ours),
+            ours.message(TENANT, first.id),
+            ours.ping(),
+            ours.cancel(TENANT, EVERYTHING, limit=None, now=NOW),
+            ours.put_setting("name", "value"),
+            ours.stats(),
+            return_exceptions=True,
+        )
+    finally:
+        if how == "dropped":
+            restored = await open_postgres(url)
+            await accept(restored, first)
+            await restored.close()
+        else:
+            await database.execute(back)
+    assert {type(outcome) for outcome in outcomes} == {Unavailable}, outcomes
+    assert {reason in str(outcome) for outcome in outcomes} == {True}, outcomes
+    await until_it_works(lambda: accept(ours, last))
+    await until_it_works(ours.ping)
+    assert [claim.message for claim in await take(ours)] == [first, last]
+    assert not [record for record in caplog.records if record.exc_info]
+    if ours is not storage:
+        await ours.close()
+        await database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
 async def test_closing_writes_what_was_accepted_and_refuses_what_comes_after(url: str) -> None:
     storage = await open_postgres(url)
     messages = [a_message() for _ in range(50)]
