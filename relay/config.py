@@ -202,7 +202,8 @@ class Config:
         "sqlite:////var/lib/relay/relay.db",
         "Where messages live. Three slashes: relative to the working directory; four: absolute. Several relays"
         " share postgresql://user:password@host/database; ?pooler=transaction goes through a pgbouncer in"
-        " transaction mode, ?schema=name has the tables elsewhere than in the schema relay.",
+        " transaction mode, ?schema=name has the tables elsewhere than in the schema relay. A password is"
+        " percent-encoded in it, or left out and set in PGPASSWORD.",
     )
     migrate: bool = _setting(
         True,
