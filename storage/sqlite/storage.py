@@ -112,8 +112,9 @@ def _about(path: Path, problem: Exception) -> Exception:
 class _Opened:
     """What a database held when it was opened, and its first writing connection."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, file: tuple[int, int]) -> None:
         self.connection = connection
+        self.file = file
         self.last_id = max(
             _number(connection, "SELECT max(id) FROM messages"), _greatest(connection, "dead_letters", "id")
         )
@@ -144,12 +145,21 @@ class SqliteStorage:
         self._wakes: list[Callable[[int], None]] = []
         self._pings = 0
         self._closed = False
+
+        def check() -> None:
+            driver.check_file(path, first.file)
+
+        def connect() -> Connection:
+            check()
+            return driver.connect_writer(path)
+
         self._writer = Writer(
-            lambda: driver.connect_writer(path),
+            connect,
             Ids(node=node, last=first.last_position),
             committed=self._committed,
             orphaned=self._orphaned,
             connection=first.connection,
+            check=check,
         )
         #: Look-ups by key, which answer requests, never queue behind searches.
         self._lookups = Readers(path, 1)
@@ -658,7 +668,7 @@ def _prepare(path: Path, migrate: bool) -> _Opened:
         raise
     try:
         _migrate(connection, path, migrations_of("storage.sqlite"), may=migrate)
-        return _Opened(connection)
+        return _Opened(connection, driver.file_at(path))
     except BaseException:
         connection.close()
         raise

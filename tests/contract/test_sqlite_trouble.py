@@ -390,6 +390,31 @@ async def test_a_file_that_vanished_is_not_replaced_by_an_empty_one(path: Path) 
             await writer.submit(INSERT, 1)
 
 
+@pytest.mark.parametrize("how", ["moved", "replaced"])
+async def test_nothing_is_acknowledged_that_goes_to_a_file_which_is_not_there_any_more(
+    path: Path, how: str
+) -> None:
+    storage = await open_sqlite(str(path))
+    first, last = a_message(), a_message()
+    await accept(storage, first)
+    aside = path.rename(path.with_suffix(".aside"))
+    if how == "replaced":
+        path.write_bytes(b"what somebody restored")
+    for _ in range(2):
+        for work in (lambda: accept(storage, a_message()), storage.ping, lambda: take(storage)):
+            with pytest.raises(Unavailable, match="was moved, removed or replaced"):
+                await work()
+    assert path.exists() == (how == "replaced")
+    aside.replace(path)
+    await storage.ping()
+    await accept(storage, last)
+    assert [claim.message for claim in await take(storage)] == [first, last]
+    await storage.close()
+    again = await open_sqlite(str(path))
+    assert (await again.stats()).live == 2
+    await again.close()
+
+
 # The writer by itself, on a table of numbers.
 
 
