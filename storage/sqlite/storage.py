@@ -232,7 +232,11 @@ class SqliteStorage:
 
     # Work
 
-    async def claim(self, terms: ClaimTerms, *, now: When) -> Claimed:
+    async def claim(self, terms: ClaimTerms, *, now: When, after: Sequence[Settlement] = ()) -> Claimed:
+        if after:
+            return await self._call(
+                lambda tx: work.settle_and_claim(tx, after, terms, now), cost=cost_of_settlements(after)
+            )
         return await self._call(lambda tx: work.claim(tx, terms, now))
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[MessageId]:
@@ -574,8 +578,8 @@ class SqliteStorage:
         if self._temporary is not None:
             await asyncio.to_thread(self._temporary.cleanup)
 
-    async def _call(self, function: Callable[[Tx], T], *, grows: bool = False) -> T:
-        result: T = await self._writer.submit(_GROW if grows else _CALL, function)
+    async def _call(self, function: Callable[[Tx], T], *, grows: bool = False, cost: int = 0) -> T:
+        result: T = await self._writer.submit(_GROW if grows else _CALL, function, cost)
         return result
 
     async def _write(self, script: Callable[[], Script[T]]) -> T:

@@ -163,7 +163,8 @@ def test_the_last_token_that_may_write_is_revoked_only_when_that_is_meant(
     done(console("tokens", "create", "umbrella", "--json"))
     done(console("tokens", "create", "acme", "--read-only", "--json"))
     last, other = (done(console("tokens", "create", "acme", "--json")) for _ in range(2))
-    assert console("tokens", "revoke", other["tokenId"]).err == ""
+    changed = f"relay: changed {named(database)}\n"
+    assert console("tokens", "revoke", other["tokenId"]).err == changed
     acme, _ = look(database, lambda storage: storage.tenants())
     expired = Token(hash=bytes(32), tenant=acme.id, read_only=False, created_at=0, expires_at=1)
     look(database, lambda storage: storage.issue_token(expired))
@@ -177,12 +178,12 @@ def test_the_last_token_that_may_write_is_revoked_only_when_that_is_meant(
     assert principal_of(database, last["token"]) is not None
 
     meant = console("tokens", "revoke", last["tokenId"], "--yes", "--json")
-    assert (meant.code, meant.err) == (0, warning)
+    assert (meant.code, meant.err) == (0, warning + changed)
     assert json.loads(meant.out) == {"revoked": [last["tokenId"]], "notFound": []}
     assert principal_of(database, last["token"]) is None
 
 
-def test_tokens_that_are_the_last_only_together_are_asked_about_once(console: Console) -> None:
+def test_tokens_that_are_the_last_only_together_are_asked_about_once(console: Console, database: str) -> None:
     console("tenants", "create", "acme")
     ids = [done(console("tokens", "create", "acme", "--json"))["tokenId"] for _ in range(2)]
     reading = done(console("tokens", "create", "acme", "--read-only", "--json"))["tokenId"]
@@ -191,7 +192,7 @@ def test_tokens_that_are_the_last_only_together_are_asked_about_once(console: Co
     assert revoked.code == 0
     assert revoked.err.count("acme") == 2
     # What could do nothing before is not left with less.
-    assert console("tokens", "revoke", reading).err == ""
+    assert console("tokens", "revoke", reading).err == f"relay: changed {named(database)}\n"
 
 
 def test_limits_are_spelled_like_the_relays_own_and_one_leaves_the_others_alone(
