@@ -37,7 +37,7 @@ from relay.greeting import Mode
 from relay.ids import Ids, random_name
 from relay.log import BridgeHandler, Log, StreamLog
 from relay.metrics import Metrics
-from relay.peers import Peers
+from relay.peers import Peers, Standing
 from signing import generate_key
 from storage.copy import CannotCopy, Copied, refuse_unfinished
 from storage.copy import copy as copy_all
@@ -62,6 +62,8 @@ _BACKLOG = 1024
 _OTHER_FILES = 256
 #: What a killed client or a stuck connection may hold up, once everything else has stopped.
 _CLOSE_SECONDS = 2.0
+#: How long one of several processes may take to look what is due, until it makes all of them unready.
+_YOUNG_MS = 10_000
 
 
 def main(mode: Mode, flags: Mapping[str, str]) -> int:
@@ -389,6 +391,7 @@ class Relay:
         self._log = log
         self._peers = peers
         self._stopping = False
+        self._began_at = clock.now()
         self.metrics = Metrics()
         ids = Ids(node=storage.node, last=storage.last_id)
         egress = Egress(config.allow_networks)
@@ -465,9 +468,9 @@ class Relay:
         """Begin to deliver and to listen; returns the URL the relay answers at."""
         from aiohttp import web
 
-        if self._peers is not None:
-            await self._peers.listen(problems=self._own_problems, numbers=self._own_numbers)
         await self._runner.setup()
+        if self._peers is not None:
+            await self._peers.listen(standing=self._standing, numbers=self._own_numbers)
         site = web.TCPSite(
             self._runner,
             self._config.host,
@@ -500,8 +503,13 @@ class Relay:
 
     async def problems(self) -> Sequence[str]:
         """Why this relay cannot do its work now; empty when it can."""
-        own = await self._own_problems()
-        return own if self._peers is None else await self._peers.problems(own)
+        if self._peers is None or self._stopping:
+            return await self._own_problems()
+        return await self._peers.problems(self._standing())
+
+    async def _standing(self) -> Standing:
+        young = not self._engine.has_looked and self._clock.now() - self._began_at < _YOUNG_MS
+        return Standing(problems=await self._own_problems(), joined=not (young or self._stopping))
 
     async def render_metrics(self) -> bytes:
         """The Prometheus text, true when it is asked for; depths stay as they were while storage is away."""

@@ -17,6 +17,8 @@ _LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 
 #: Of these each process of a relay has its own share; all other gauges are about the database they have in common.
 SHARES = frozenset({"relay_in_flight"})
 
+_WORKER_RESTARTS = "relay_worker_restarts"
+
 
 class Metrics:
     """One registry per relay, so that several can live in one process."""
@@ -84,6 +86,11 @@ class Metrics:
         self.pruned_rows = Counter(
             "relay_pruned_rows", "Rows forgotten because their retention ended", registry=registry
         )
+        self.worker_restarts = Counter(
+            _WORKER_RESTARTS,
+            "Processes of --workers that died, or were killed because they hung, and had to be replaced",
+            registry=registry,
+        )
         self.in_flight = Gauge(
             "relay_in_flight", "Deliveries claimed by this process and not yet settled", registry=registry
         )
@@ -103,3 +110,7 @@ class Metrics:
     def render(self) -> bytes:
         """The Prometheus text format. Costs milliseconds: call it off the event loop."""
         return generate_latest(self.registry)
+
+    def render_of_parent(self) -> bytes:
+        """What is counted where no message ever gets to: by the parent of several processes."""
+        return generate_latest(self.registry.restricted_registry([f"{_WORKER_RESTARTS}_total"]))

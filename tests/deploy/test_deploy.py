@@ -12,6 +12,7 @@ import yaml
 
 from relay.config import Config, load
 from relay.domain.duration import parse_duration
+from relay.lead import CLOSING_MS, LONGEST_SILENCE_MS
 from relay.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -273,3 +274,22 @@ def test_a_template_is_yaml_of_its_kind_between_its_blocks(path: Path) -> None:
 def test_the_chart_and_the_package_have_one_version() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert f'version = "{chart["appVersion"]}"' in (ROOT / "pyproject.toml").read_text()
+
+
+# Patience
+
+
+def test_who_supervises_a_relay_waits_longer_for_its_end_than_it_waits_for_a_worker_that_hangs() -> None:
+    (systemd,) = re.findall(r"^TimeoutStopSec=(\d+)$", (DEPLOY / "relay.service").read_text(), re.MULTILINE)
+    compose = parse_duration(relays()["relay-1"]["stop_grace_period"]) // 1000
+    kubernetes = VALUES["shutdownSeconds"] + VALUES["terminationMargin"]
+    own = (Config().shutdown_timeout_ms + CLOSING_MS) / 1000
+    assert {int(systemd), compose, kubernetes} == {own + 5}
+
+
+def test_a_pod_is_not_restarted_for_a_worker_that_the_relay_replaces_by_itself() -> None:
+    (period, threshold) = re.findall(
+        r"livenessProbe:\n(?: .*\n)*? +periodSeconds: (\d+)\n(?: .*\n)*? +failureThreshold: (\d+)\n",
+        template("deployment.yaml"),
+    )[0]
+    assert int(period) * int(threshold) * 1000 >= 2 * LONGEST_SILENCE_MS
