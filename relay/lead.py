@@ -86,7 +86,7 @@ async def lead(mode: Mode, config: Config, flags: Mapping[str, str]) -> int:
         ended_in_time = True
         try:
             warn_of_few_open_files(config, log)
-            async with opened(config, clock) as storage:
+            async with opened(config, clock, log) as storage:
                 credentials = await credentials_for(mode, storage, config, now=clock.now())
                 warn_of_replaced_tokens(credentials, log)
                 if await _unless(told_to_stop, workers.start()):

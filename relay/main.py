@@ -13,7 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from relay import accounts, greeting
 from relay.accounts import Credentials
@@ -44,7 +44,7 @@ from storage.copy import CannotCopy, Copied, refuse_unfinished
 from storage.copy import copy as copy_all
 from storage.postgres import open_postgres
 from storage.protocol import Accounts, CannotOpen, Storage
-from storage.sqlite import SqliteAccounts, open_accounts, open_sqlite
+from storage.sqlite import SqliteAccounts, file_of, open_accounts, open_sqlite
 
 T = TypeVar("T")
 
@@ -56,6 +56,8 @@ _DEV_DEFAULTS = {
     "log_format": "text",
 }
 _POSTGRES = ("postgresql:", "postgres:")
+#: What need not be said of where a database is.
+_DEFAULTS = (("port", "5432"), ("schema", "relay"))
 _BACKLOG = 1024
 #: Files a process needs beside those of deliveries in flight: connections of publishers, the database, logs.
 _OTHER_FILES = 256
@@ -154,7 +156,7 @@ async def run(mode: Mode, config: Config) -> int:
         # Before a database is made, or migrated, by a relay that will not serve it.
         with binding(config.host, config.port):
             free_address(config.host, config.port)
-        async with opened(config, clock) as storage:
+        async with opened(config, clock, log) as storage:
             credentials = await credentials_for(mode, storage, config, now=clock.now())
             warn_of_replaced_tokens(credentials, log)
             relay = Relay(config, storage, clock=clock, log=log)
@@ -205,13 +207,19 @@ def logging_to(config: Config, clock: Clock) -> Iterator[Log]:
 
 
 @contextlib.asynccontextmanager
-async def opened(config: Config, clock: Clock) -> AsyncIterator[Storage]:
+async def opened(config: Config, clock: Clock, log: Log) -> AsyncIterator[Storage]:
     try:
         storage = await open_storage(config.database_url, clock=clock, migrate=config.migrate)
     except Unavailable as problem:
         raise Unavailable(f"{problem} (set by RELAY_DATABASE_URL or --database)") from None
     try:
         await refuse_unfinished(storage)
+        if versions := await storage.unknown_migrations():
+            log.warning(
+                "schema.newer",
+                version=versions[-1],
+                hint="a newer relay has migrated the database; what it added is ignored by this one",
+            )
         yield storage
     finally:
         await storage.close()
@@ -260,11 +268,19 @@ def migrate(flags: Mapping[str, str]) -> int:
 
     async def program(config: Config) -> int:
         storage = await open_storage(config.database_url)
-        await storage.close()
-        print("the database is up to date")
+        try:
+            newer = await storage.unknown_migrations()
+        finally:
+            await storage.close()
+        print("the database is up to date" + (", and more: a newer relay has migrated it" if newer else ""))
         return 0
 
     return ending(lambda: run_command(program(load(os.environ, flags=flags))))
+
+
+def database(environment: Mapping[str, str], flags: Mapping[str, str]) -> str:
+    """The name of the configured database, without a password."""
+    return named(load(environment, flags=flags).database_url)
 
 
 def administer(
@@ -301,22 +317,29 @@ def copy(
     target_url: str,
     *,
     progress: Callable[[str, int, int], None],
+    starting_over: Callable[[], None],
     show: Callable[[Sequence[Copied]], None],
 ) -> int:
     """Carry everything from one database to another; 0 when both hold the same number of rows in the end.
 
-    `progress` hears of the table, the rows of it that were dealt with, and of how many; `show` of the end.
+    `progress` hears of the table, the rows of it that were dealt with, and of how many; `starting_over` that the
+    source has changed since an earlier part of the copy; `show` of the end.
     """
 
     async def program() -> int:
-        if source_url == target_url:
+        for flag, url in (("--from", source_url), ("--to", target_url)):
+            _check_url(url, flag)
+            _check_lasting(url, flag)
+        if named(source_url) == named(target_url):
             raise CannotCopy("the source and the target are the same database")
         # The source is left as it is: not even its schema is brought up to date.
         async with (
             _whole(_existing(source_url), migrate=False) as source,
-            _whole(_lasting(target_url), migrate=True) as target,
+            _whole(target_url, migrate=True) as target,
         ):
-            copied = await copy_all(source, target, name=_named(source_url), progress=progress)
+            copied = await copy_all(
+                source, target, name=named(source_url), progress=progress, starting_over=starting_over
+            )
         show(copied)
         return 0 if all(one.source == one.target for one in copied) else 1
 
@@ -332,26 +355,32 @@ async def _whole(url: str, *, migrate: bool) -> AsyncIterator[Storage]:
         await storage.close()
 
 
-def _lasting(url: str) -> str:
+def _check_lasting(url: str, flag: str) -> None:
     if url == "sqlite://":
-        raise CannotCopy("sqlite:// is gone when it is closed; name a file, such as sqlite:///relay.db")
-    return url
+        raise CannotCopy(
+            f"{flag}: sqlite:// is gone when it is closed; name a file, such as sqlite:///relay.db"
+        )
 
 
 def _existing(url: str) -> str:
     """Opening a file makes it, and a mistyped source must not look like an empty one."""
     if url.startswith("sqlite:///") and not Path(path := url.removeprefix("sqlite:///")).exists():
         raise CannotCopy(f"there is no file {path}")
-    return _lasting(url)
+    return url
 
 
-def _named(url: str) -> str:
-    """The database, without whoever may use it."""
+def named(url: str) -> str:
+    """The database, without whoever may use it: the same name for the same one, and no password in it."""
+    if not url.startswith(_POSTGRES):
+        return str(file_of(url))
     parts = urlsplit(url)
-    if parts.scheme == "sqlite":
-        return str(Path(url.removeprefix("sqlite:///")).resolve())
-    shown = [(name, value) for name, value in parse_qsl(parts.query) if name in ("host", "port", "schema")]
-    return urlunsplit(("postgresql", parts.netloc.rpartition("@")[2], parts.path, urlencode(shown), ""))
+    place = parts.netloc.rpartition("@")[2].removesuffix(":5432")
+    shown = [
+        (name, value)
+        for name, value in parse_qsl(parts.query)
+        if name in ("host", "port", "dbname", "database", "schema") and (name, value) not in _DEFAULTS
+    ]
+    return f"postgresql://{place}{parts.path}" + (f"?{urlencode(shown, safe='/')}" if shown else "")
 
 
 def clock_for(url: str) -> SystemClock:
@@ -364,14 +393,18 @@ async def open_storage(url: str, *, clock: Clock | None = None, migrate: bool = 
 
     A `SharedClock` is set, and kept, by the clock of a database that is shared.
     """
-    try:
-        database_url(url)
-    except ValueError as problem:
-        raise ConfigError(f"the URL of the database: {problem}") from None
+    _check_url(url, "the URL of the database")
     if url.startswith(_POSTGRES):
         shared = clock if isinstance(clock, SharedClock) else None
         return await open_postgres(url, clock=shared, migrate=migrate)
     return await open_sqlite(url, migrate=migrate)
+
+
+def _check_url(url: str, place: str) -> None:
+    try:
+        database_url(url)
+    except ValueError as problem:
+        raise ConfigError(f"{place}: {problem}") from None
 
 
 class Relay:

@@ -66,7 +66,7 @@ async def _serve(order: Order) -> int:
     config = dataclasses.replace(configuration(order.mode, order.flags), port=order.port)
     clock = clock_for(config.database_url)
     with logging_to(config, clock) as log:
-        async with opened(config, clock) as storage:
+        async with opened(config, clock, log) as storage:
             peers = Peers(Path(order.directory), number=order.number, count=config.workers, summed=SHARES)
             relay = Relay(config, storage, clock=clock, log=log, peers=peers)
             url = await relay.start()
