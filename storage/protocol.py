@@ -511,6 +511,19 @@ class Transfer(Protocol):
         """All tables, in the order to carry them in."""
         ...
 
+    async def unknown_migrations(self) -> Sequence[int]:
+        """Versions of the schema that a newer relay has applied: what they added is not among `tables`."""
+        ...
+
+    async def clear(self) -> None:
+        """Remove all rows of all tables, in one transaction."""
+        ...
+
+    @property
+    def emptied_by(self) -> str:
+        """How an operator comes to an empty database: what follows "to copy here, " in a sentence."""
+        ...
+
     async def other_users(self) -> int:
         """How many other processes use the database now; one that has died counts for half a minute."""
         ...
