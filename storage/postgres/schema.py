@@ -14,7 +14,7 @@ from storage.migrate import migrations_of, missing
 from storage.postgres import driver
 from storage.postgres.connections import transaction
 from storage.postgres.driver import Connection, Target
-from storage.protocol import CannotOpen
+from storage.protocol import CannotOpen, Rejected
 
 #: Advisory locks, each for the end of a transaction: what is locked, within the schema.
 MIGRATIONS, NODES, FORGETTING, SCHEDULES, URL_GROUPS, QUEUES, ACCOUNTS = 1, 2, 3, 4, 5, 6, 7
@@ -29,8 +29,8 @@ def advisory_lock(schema: str, what: int) -> str:
 
 async def prepare(connection: Connection, target: Target, *, migrate: bool) -> None:
     """Make the schema what this version needs. Raises `CannotOpen` when it must not, or may not, be changed."""
-    version, replica = (await connection.rows(_SERVER))[0]
-    problem = driver.version_problem(int(version) // 10_000)
+    version, encoding, replica = (await connection.rows(_SERVER))[0]
+    problem = driver.version_problem(int(version) // 10_000) or driver.encoding_problem(encoding)
     if problem is not None:
         raise CannotOpen(problem)
     if replica:
@@ -43,13 +43,15 @@ async def prepare(connection: Connection, target: Target, *, migrate: bool) -> N
         )
     try:
         await transaction(connection, lambda connection: _migrate(connection, target))
-    except driver.Rejected as problem:
+    except Rejected as problem:
         raise CannotOpen(
             f"the schema {target.schema} of the database cannot be migrated: {problem}"
         ) from problem
 
 
-_SERVER = "SELECT current_setting('server_version_num')::integer, pg_is_in_recovery()"
+_SERVER = """
+    SELECT current_setting('server_version_num')::integer, current_setting('server_encoding'), pg_is_in_recovery()
+"""
 
 
 async def _migrate(connection: Connection, target: Target) -> None:

@@ -17,9 +17,9 @@ from relay.clock import SharedClock, SystemClock
 from relay.domain.errors import Unavailable
 from storage.postgres import driver, open_postgres
 from storage.postgres.connections import Pool, Server
-from storage.postgres.driver import Conflict, Connection, Rejected, Session, target_of
+from storage.postgres.driver import Conflict, Connection, Session, target_of
 from storage.postgres.storage import PostgresStorage
-from storage.protocol import CannotOpen, ClaimTerms
+from storage.protocol import CannotOpen, ClaimTerms, Rejected, Unstorable
 from tests import postgres_server
 from tests.builders import NOW, TENANT, a_message
 from tests.contract.steps import (
@@ -536,10 +536,12 @@ def test_errors_of_the_server_mean_unavailable(error: type[Exception]) -> None:
     ("error", "meaning"),
     [
         (exceptions.UniqueViolationError, Conflict),
-        (exceptions.CheckViolationError, Rejected),
-        (exceptions.CharacterNotInRepertoireError, Rejected),
-        (exceptions.DataError, Rejected),
+        (exceptions.CheckViolationError, Unstorable),
+        (exceptions.CharacterNotInRepertoireError, Unstorable),
+        (exceptions.ProgramLimitExceededError, Unstorable),
+        (exceptions.DataError, Unstorable),
         (exceptions.UndefinedTableError, Rejected),
+        (exceptions.InsufficientPrivilegeError, Rejected),
     ],
 )
 def test_errors_of_a_statement_mean_that_it_was_rejected(
