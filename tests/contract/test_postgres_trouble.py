@@ -139,6 +139,30 @@ def test_a_server_that_is_too_old_is_named() -> None:
     assert driver.version_problem(13) == "PostgreSQL 13 is too old: 14 or newer is needed"
 
 
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+@pytest.mark.parametrize("pooler", ["", "&pooler=transaction"])
+async def test_a_database_of_another_encoding_is_refused_with_how_to_create_one(
+    own_server: postgres_server.Server, encoding: str, pooler: str
+) -> None:
+    url = own_server.url()
+    name = f"odd_{encoding.lower()}"
+    administrator = await asyncpg.connect(target_of(url).dsn)
+    await administrator.execute(f"DROP DATABASE IF EXISTS {name}")
+    await administrator.execute(
+        f"CREATE DATABASE {name} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    )
+    await administrator.close()
+    with pytest.raises(CannotOpen) as refused:
+        await open_postgres(url.replace("/postgres?", f"/{name}?") + pooler)
+    assert str(refused.value).endswith(
+        f"/{name}: the encoding of the database is {encoding}, where Relay needs UTF8: create another one with "
+        "CREATE DATABASE relay ENCODING 'UTF8' TEMPLATE template0"
+    )
+    odd = await asyncpg.connect(target_of(url.replace("/postgres?", f"/{name}?")).dsn)
+    assert await odd.fetch("SELECT 1 FROM pg_namespace WHERE nspname = 'relay'") == []
+    await odd.close()
+
+
 @pytest.mark.parametrize("pooler", ["", "transaction"])
 async def test_processes_that_open_a_fresh_database_at_once_migrate_it_once(
     url: str, database: Any, pooler: str
