@@ -116,6 +116,22 @@ def warn_of_few_open_files(config: Config, log: Log) -> None:
         )
 
 
+def run_command(program: Coroutine[Any, Any, T]) -> T:
+    """What a command comes to that works on databases itself. SIGTERM ends it in order, as SIGINT does: nobody who
+    shares a database takes it for one that is still at work."""
+
+    async def told() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await program
+
+    try:
+        return run_loop(told())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
 def run_loop(program: Coroutine[Any, Any, T]) -> T:
     try:
         import uvloop
@@ -215,7 +231,7 @@ def migrate(flags: Mapping[str, str]) -> int:
         print("the database is up to date")
         return 0
 
-    return ending(lambda: run_loop(program(load(os.environ, flags=flags))))
+    return ending(lambda: run_command(program(load(os.environ, flags=flags))))
 
 
 def administer(
@@ -238,7 +254,7 @@ def administer(
         finally:
             await storage.close()
 
-    return run_loop(on_accounts())
+    return run_command(on_accounts())
 
 
 async def _open_accounts(url: str, clock: Clock) -> Storage | SqliteAccounts:
@@ -256,14 +272,10 @@ def copy(
 ) -> int:
     """Carry everything from one database to another; 0 when both hold the same number of rows in the end.
 
-    `progress` hears of the table, the rows of it that were dealt with, and of how many; `show` of the end. SIGTERM
-    ends it in order, as SIGINT does: neither database takes it for one that is still at work.
+    `progress` hears of the table, the rows of it that were dealt with, and of how many; `show` of the end.
     """
 
     async def program() -> int:
-        task = asyncio.current_task()
-        assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         if source_url == target_url:
             raise CannotCopy("the source and the target are the same database")
         # The source is left as it is: not even its schema is brought up to date.
@@ -275,7 +287,7 @@ def copy(
         show(copied)
         return 0 if all(one.source == one.target for one in copied) else 1
 
-    return ending(lambda: run_loop(program()))
+    return ending(lambda: run_command(program()))
 
 
 @contextlib.asynccontextmanager

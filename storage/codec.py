@@ -256,13 +256,13 @@ def event_of(row: Row, message: Message) -> Event:
     )
 
 
-def dead_letter_row(id_: int, message: Message, *, failed_at: int, retried: int, attempt: Attempt) -> Row:
+def dead_letter_row(id_: int, message: Message, *, retried: int, attempt: Attempt) -> Row:
     """In the order of DEAD_LETTER_COLUMNS."""
     return (
         message.tenant,
         id_,
         message.id,
-        failed_at,
+        attempt.ended_at,
         retried,
         attempt.started_at,
         attempt.ended_at,

@@ -26,6 +26,10 @@ from relay.domain.url_group import Endpoint, EndpointRef, UrlGroup
 DEDUP_WINDOW_MS = 10 * 60_000
 
 
+#: An instant, or the clock that tells it when the turn of a call has come.
+When = int | Callable[[], int]
+
+
 class CannotOpen(Exception):  # noqa: N818 - what happened, in the words of the one who reads it
     """The database cannot be used by this process at all; the message is one sentence for whoever starts it."""
 
@@ -85,14 +89,18 @@ class SetAside(Struct, frozen=True, kw_only=True):
 
 
 class Claimed(Struct, frozen=True, kw_only=True):
-    """What was due, and the earliest instant at which anything else will be (leases that run out included).
+    """What was due `at` the instant of the claim, and the earliest at which anything else will be (leases that run
+    out included).
 
-    `passed_over`: something is due in a crowd that may not have more at the moment.
+    `passed_over`: something is due in a crowd that may not have more at the moment. `refused` are those of the
+    settlements it came `after`.
     """
 
     claims: Sequence[Claim]
+    at: int
     next_due_at: int | None
     passed_over: bool = False
+    refused: Sequence[MessageId] = ()
 
 
 class DueSchedule(Struct, frozen=True, kw_only=True):
@@ -196,9 +204,16 @@ class Inbox(Protocol):
 class Work(Protocol):
     """Taking deliveries and reporting what came of them."""
 
-    async def claim(self, terms: ClaimTerms, *, now: int) -> Claimed:
+    async def claim(self, terms: ClaimTerms, *, now: When, after: Sequence[Settlement] = ()) -> Claimed:
         """Lease what is due, oldest due time first, and what its gates let pass. A lease that ran out is due like
-        anything else, and taking it over raises the claim's `lost_leases`."""
+        anything else, and taking it over raises the claim's `lost_leases`.
+
+        Who cannot know how long the claim will wait for its turn gives the clock: it is read, perhaps in another
+        thread, once nobody stands in the way, so that no window of a rate opens in the past.
+
+        It may come `after` settlements in their own commit, to take what they free; when they free nothing, nothing
+        is claimed. Nothing is known to be written when it raises.
+        """
         ...
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[MessageId]:

@@ -1,7 +1,7 @@
 """Gathers settlements into batches and gets them into storage, however long that takes."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from relay.clock import Clock
 from relay.domain.delivery import Settlement, lesser
@@ -10,7 +10,7 @@ from relay.domain.message import MessageId
 from relay.ids import text_of
 from relay.log import Log
 from relay.metrics import Metrics
-from storage.protocol import Rejected, Unstorable, Work
+from storage.protocol import Rejected, Unstorable
 
 #: One batch: as much as one transaction writes without keeping others waiting.
 _BATCH = 1000
@@ -25,19 +25,19 @@ class Settler:
     There is no linger: an idle relay settles at once, and a busy one gathers by being busy. While storage is
     unavailable the settlements wait here (their number is bounded by what may be in flight) and their leases go
     on being renewed. A batch whose commit is uncertain is simply repeated: what had been written is refused the
-    second time and changes nothing.
+    second time and changes nothing. `settle` writes a batch as `Work.settle` does.
     """
 
     def __init__(
         self,
-        storage: Work,
+        settle: Callable[[Sequence[Settlement]], Awaitable[Sequence[MessageId]]],
         *,
         clock: Clock,
         log: Log,
         metrics: Metrics,
         settled: Callable[[Sequence[Settlement]], None],
     ) -> None:
-        self._storage = storage
+        self._write = settle
         self._clock = clock
         self._log = log
         self._metrics = metrics
@@ -81,7 +81,7 @@ class Settler:
         pause_ms = _FIRST_PAUSE_MS
         while True:
             try:
-                refused = await self._storage.settle(batch)
+                refused = await self._write(batch)
                 self.is_held_up = False
                 return refused
             except Unavailable as reason:

@@ -20,7 +20,8 @@ async def open_postgres(
     Creates and migrates the schema as needed, unless `migrate` is false. `clock` is set by the database's, now and
     from time to time. Raises `CannotOpen`, with one sentence for the operator, when the driver is missing, the
     schema is a newer relay's or another application's, or the database is too old; `Unavailable` when it cannot be
-    reached.
+    reached. Cancelled, or failed half-way, it is nobody others would take for a relay at work; after a kill -9 it
+    is for half a minute.
     """
     try:
         from storage.postgres.driver import target_of

@@ -3,6 +3,9 @@
 A number is a row with an owner who shows signs of life, by the database's clock. A session's advisory lock would
 let go by itself, but there are no sessions behind a pooler. Numbers are taken in turn, the one unused for longest
 first, so that a process that was silent for too long practically never finds another under its number.
+
+Whoever ends in order gives the number back, even in the middle of a start. After a kill -9 nobody does: to others
+the process is there for `RECENTLY_S` more, which is how long a copy to its database, for example, is refused.
 """
 
 from msgspec import Struct
@@ -32,7 +35,7 @@ _OTHERS = f"""
     SELECT count(*) FROM nodes WHERE owner <> $1
     AND seen_at > clock_timestamp() - interval '{RECENTLY_S} seconds'
 """
-_LEAVE = "UPDATE nodes SET owner = NULL, seen_at = clock_timestamp() WHERE number = $1 AND owner = $2"
+_LEAVE = "UPDATE nodes SET owner = NULL, seen_at = clock_timestamp() WHERE owner = $1"
 
 
 class Node(Struct, frozen=True, kw_only=True):
@@ -65,6 +68,6 @@ async def others(connection: Connection, node: Node) -> int:
     return int((await connection.rows(_OTHERS, node.owner))[0][0])
 
 
-async def leave(connection: Connection, node: Node) -> None:
-    """Give the number back."""
-    await connection.rows(_LEAVE, node.number, node.owner)
+async def leave(connection: Connection, owner: str) -> None:
+    """Give the number back, whichever it was, if there was one."""
+    await connection.rows(_LEAVE, owner)

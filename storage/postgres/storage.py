@@ -3,7 +3,9 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from msgspec.structs import replace
 
 from relay.clock import SharedClock
 from relay.domain.dead_letter import DeadLetter, DeadLetterId
@@ -26,7 +28,7 @@ from storage.postgres.lane import Lane, Work
 from storage.postgres.nodes import Node
 from storage.postgres.tx import Transactions, Tx
 from storage.postgres.watch import Watch, agree
-from storage.postgres.work import Claiming, Road
+from storage.postgres.work import Claiming, Road, Settling
 from storage.protocol import (
     Claimed,
     ClaimTerms,
@@ -41,6 +43,7 @@ from storage.protocol import (
     ScheduleView,
     SetAside,
     Stats,
+    When,
 )
 from storage.sql import archive, cancel, catalog, gates, schedules, transfer, url_groups
 from storage.sql.gates import LONGEST_LEASE_MS
@@ -66,6 +69,10 @@ _FOLD_AT_ONCE = 20_000
 
 #: New gates get numbers after those that were carried here.
 _NUMBER_ON = "SELECT setval(pg_get_serial_sequence('gates', 'id'), max(id)) FROM gates"
+#: How long a start that ends before it was one may take to say so.
+_WITHDRAWING_S = 3.0
+
+_NOT_SAID = "this process leaves without saying so: %s"
 _NOT_HANDED_BACK = "claims nobody waited for could not be handed back: %s"
 
 _log = logging.getLogger("relay.storage")
@@ -74,30 +81,60 @@ _log = logging.getLogger("relay.storage")
 async def opened(target: Target, *, clock: SharedClock, migrate: bool) -> "PostgresStorage":
     """See `storage.postgres.open_postgres`."""
     server = Server(target)
+    owner = random_name("node_")
     connection = await server.connect(_OPENING)
     try:
         await schema.prepare(connection, target, migrate=migrate)
-
-        async def take(connection: Connection) -> Node:
-            await connection.run(schema.advisory_lock(target.schema, schema.NODES))
-            return await nodes.take(connection, random_name("node_"))
-
-        node = await transaction(connection, take)
-        last_id = max(
-            await _number(connection, "SELECT max(id) FROM messages"),
-            await _greatest(connection, "dead_letters", "id"),
-        )
-        last_position = await _greatest(connection, "events", "position")
-        await agree(connection, clock)
-        return PostgresStorage(
-            server,
-            node=node,
-            clock=clock,
-            last_id=last_id,
-            positions=Ids(node=node.number, last=last_position),
-        )
+        try:
+            return await _joined(server, connection, owner, clock)
+        except BaseException:
+            # Failed, or told to end: nobody is to take this process for one that is at work.
+            await _withdraw(server, owner)
+            raise
     finally:
         connection.terminate()
+
+
+async def _joined(
+    server: Server, connection: Connection, owner: str, clock: SharedClock
+) -> "PostgresStorage":
+    async def take(connection: Connection) -> Node:
+        await connection.run(schema.advisory_lock(server.target.schema, schema.NODES))
+        return await nodes.take(connection, owner)
+
+    node = await transaction(connection, take)
+    last_id = max(
+        await _number(connection, "SELECT max(id) FROM messages"),
+        await _greatest(connection, "dead_letters", "id"),
+    )
+    last_position = await _greatest(connection, "events", "position")
+    await agree(connection, clock)
+    return PostgresStorage(
+        server,
+        node=node,
+        clock=clock,
+        last_id=last_id,
+        positions=Ids(node=node.number, last=last_position),
+    )
+
+
+async def _withdraw(server: Server, owner: str) -> None:
+    """Give back the number that a start may have taken, on a connection of its own: the start's may be beyond use,
+    and its last word still on the way, for whose end the lock waits."""
+
+    async def leave(connection: Connection) -> None:
+        await connection.run(schema.advisory_lock(server.target.schema, schema.NODES))
+        await nodes.leave(connection, owner)
+
+    try:
+        async with asyncio.timeout(_WITHDRAWING_S):
+            connection = await server.connect(_CHANGE)
+            try:
+                await transaction(connection, leave)
+            finally:
+                connection.terminate()
+    except Exception as problem:
+        _log.warning(_NOT_SAID, str(problem) or "no answer")
 
 
 class PostgresStorage:
@@ -126,8 +163,11 @@ class PostgresStorage:
         self._gated_publishes: Lane[Acceptance, Published] = Lane(
             server, _HOT, Work(road.publish, road.publish_again), orphaned=self._hand_back
         )
-        self._gated_settlements: Lane[Sequence[Settlement], Sequence[MessageId]] = Lane(
-            server, _HOT, Work(road.settle, road.settle_alone)
+        self._gated_settlements: Lane[Settling, Claimed] = Lane(
+            server,
+            _HOT,
+            Work(road.settle_and_claim, road.settle_and_claim_alone),
+            orphaned=self._hand_back,
         )
         self._claims: Lane[Claiming, Claimed] = Lane(
             server,
@@ -218,29 +258,35 @@ class PostgresStorage:
 
     # Work
 
-    async def claim(self, terms: ClaimTerms, *, now: int) -> Claimed:
+    async def claim(self, terms: ClaimTerms, *, now: When, after: Sequence[Settlement] = ()) -> Claimed:
+        if after:
+            return await self._settle(after, Claiming(terms, now))
         self._watch.check()
         return await self._claims.submit(Claiming(terms, now))
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[MessageId]:
+        return (await self._settle(settlements, None)).refused
+
+    async def _settle(self, settlements: Sequence[Settlement], claiming: Claiming | None) -> Claimed:
+        """Nothing without a gate waits for something that has one, which may have to wait for other processes."""
         self._watch.check()
         gated = [one for one in settlements if _passes_gates(one)]
+        plain = [one for one in settlements if not _passes_gates(one)] if gated else settlements
         if not gated:
-            return await self._settlements.submit(settlements, cost_of_settlements(settlements))
-        if len(gated) == len(settlements):
-            return await self._gated_settlements.submit(settlements, cost_of_settlements(settlements))
-        plain = [one for one in settlements if not _passes_gates(one)]
-        answers = await asyncio.gather(
-            self._settlements.submit(plain, cost_of_settlements(plain)),
-            self._gated_settlements.submit(gated, cost_of_settlements(gated)),
-            return_exceptions=True,
+            stale = await self._settlements.submit(plain, cost_of_settlements(plain))
+            return replace(work.nothing_claimed(settlements), refused=stale)
+        ending = self._gated_settlements.submit(Settling(gated, claiming), cost_of_settlements(gated))
+        if not plain:
+            return await ending
+        refused, claimed = await asyncio.gather(
+            self._settlements.submit(plain, cost_of_settlements(plain)), ending, return_exceptions=True
         )
-        refused: list[MessageId] = []
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-            refused += answer
-        return refused
+        if isinstance(claimed, BaseException):
+            raise claimed
+        if isinstance(refused, BaseException):
+            self._hand_back(claimed)
+            raise refused
+        return replace(claimed, refused=[*refused, *claimed.refused])
 
     async def renew(self, leases: Sequence[Lease], *, until: int) -> Sequence[MessageId]:
         return await self._renewals.use(lambda connection: self._road.renew(connection, leases, until))
@@ -589,9 +635,9 @@ class PostgresStorage:
         await asyncio.gather(self._settlements.close(), self._gated_settlements.close())
         await self._watch.close()
         try:
-            await self._changes.use(lambda connection: nodes.leave(connection, self._node))
+            await self._changes.use(lambda connection: nodes.leave(connection, self._node.owner))
         except Unavailable as problem:
-            _log.warning("this process leaves without saying so: %s", problem)
+            _log.warning(_NOT_SAID, problem)
         for pool in (
             self._renewals,
             self._lookups,
@@ -635,14 +681,15 @@ class PostgresStorage:
         """
         back: Sequence[Settlement] = [released(one, now=one.claimed_at) for one in result.claims]
         # Here, too, nothing without a gate waits for something that has one.
-        for lane, part in (
-            (self._settlements, [one for one in back if not _passes_gates(one)]),
-            (self._gated_settlements, [one for one in back if _passes_gates(one)]),
-        ):
-            if not part:
-                continue
+        plain = [one for one in back if not _passes_gates(one)]
+        gated = [one for one in back if _passes_gates(one)]
+        submits: Sequence[Callable[[], asyncio.Future[Any]]] = [
+            *([lambda: self._settlements.submit(plain)] if plain else []),
+            *([lambda: self._gated_settlements.submit(Settling(gated))] if gated else []),
+        ]
+        for submit in submits:
             try:
-                future = lane.submit(part)
+                future = submit()
             except Unavailable as problem:
                 _log.warning(_NOT_HANDED_BACK, problem)
             else:
@@ -653,7 +700,7 @@ def _passes_gates(settlement: Settlement) -> bool:
     return moves_gates(settlement.claim) or any(map(is_gated, settlement.publishes))
 
 
-def _report(future: "asyncio.Future[Sequence[MessageId]]") -> None:
+def _report(future: "asyncio.Future[Any]") -> None:
     if not future.cancelled() and future.exception() is not None:
         _log.warning(_NOT_HANDED_BACK, future.exception())
 

@@ -41,11 +41,22 @@ from storage.codec import (
 from storage.postgres.driver import Connection
 from storage.postgres.horizon import Horizon
 from storage.postgres.tx import Transactions, Tx
-from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Permits, Published, Receipt, SetAside
+from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Permits, Published, Receipt, SetAside, When
 from storage.sql import crowds, gates, permits
+from storage.sql.cancel import requested
 from storage.sql.crowds import STANDS_ASIDE
-from storage.sql.gates import Member, Rest, Waiter, rest_of
-from storage.sql.road import LOST, NO_TERMS, Acceptance, Identity, canceled, distinct, left, stopped
+from storage.sql.gates import Member, Waiter, rest_of
+from storage.sql.road import (
+    LOST,
+    NO_TERMS,
+    Acceptance,
+    Identity,
+    canceled,
+    distinct,
+    instant,
+    left,
+    stopped,
+)
 from storage.sql.script import Query, Script
 
 _NO_LIMIT = (1 << 62) - 1
@@ -271,10 +282,17 @@ _SIFT = f"""
 
 
 class Claiming(NamedTuple):
-    """One call of claim."""
+    """One call of claim; `now` is read anew before everything that may have to wait."""
 
     terms: ClaimTerms
-    now: int
+    now: When
+
+
+class Settling(NamedTuple):
+    """One call of settle for what has gates, and what may be claimed in its transaction."""
+
+    settlements: Sequence[Settlement]
+    claiming: Claiming | None = None
 
 
 class _Plan(NamedTuple):
@@ -344,7 +362,6 @@ class Road:
         that was opened elsewhere comes second, but never later than that.
         """
         claims: list[Claim] = []
-        now = call.now
         served = passed_over = False
         lanes_at: int | None = None
         try:
@@ -353,7 +370,8 @@ class Road:
                     served = True
                     admitted, lanes_at, passed_over, call = await self._pass(connection, call)
                     claims += admitted
-                due, next_due_at, call = await self._claim_due(connection, call)
+                now = instant(call.now)
+                due, next_due_at, call = await self._claim_due(connection, call, now)
                 claims = [*due, *claims]
                 if served or not self._open(call):
                     break
@@ -362,27 +380,27 @@ class Road:
                 raise
             # What is leased already is not left to its lease.
             _log.warning("not all that is due could be claimed: %s", problem)
-            next_due_at = now
+            now = next_due_at = instant(call.now)
         if lanes_at is not None and next_due_at is not None and next_due_at <= now:
             self._transactions.tell(lanes_at)
-        return Claimed(claims=claims, next_due_at=next_due_at, passed_over=passed_over)
+        return Claimed(claims=claims, at=now, next_due_at=next_due_at, passed_over=passed_over)
 
     def _open(self, call: Claiming) -> bool:
         opens_at = self._transactions.opens_at
-        return opens_at is not None and opens_at <= call.now and call.terms.limit > 0
+        return opens_at is not None and opens_at <= instant(call.now) and call.terms.limit > 0
 
     async def _pass(self, connection: Connection, call: Claiming) -> "_Admitted":
-        begin = self._horizon.begin(call.now)
+        begin = self._horizon.begin(instant(call.now))
         admitted = await self._transactions.run(connection, lambda tx: _admit(tx, call, begin))
         if admitted.lanes_at is not None:
             self._horizon.hear(admitted.lanes_at)
         return admitted
 
     async def _claim_due(
-        self, connection: Connection, call: Claiming
+        self, connection: Connection, call: Claiming, now: int
     ) -> tuple[Sequence[Claim], int | None, Claiming]:
         """What is due, when to come again, and what may be claimed besides."""
-        terms, now = call
+        terms = call.terms
         limit = max(0, terms.limit)
         max_bytes = _NO_LIMIT if terms.max_bytes is None else max(1, terms.max_bytes)
         begin = self._horizon.begin(now)
@@ -432,10 +450,7 @@ class Road:
         """
         refused: list[list[MessageId]] = [[] for _ in calls]
         fresh = distinct(calls, refused)
-        if all(
-            one.change is Change.DELIVERED and not one.publishes and not moves_gates(one.claim)
-            for _, one in fresh.values()
-        ):
+        if _are_delivered(fresh) and not any(moves_gates(one.claim) for _, one in fresh.values()):
             held = await self._transactions.at_once(connection, lambda tx: _deliver(tx, fresh))
         else:
             held = await self._transactions.run(connection, lambda tx: _settle(tx, fresh))
@@ -449,6 +464,26 @@ class Road:
     ) -> Sequence[MessageId]:
         """`settle` for one call."""
         return (await self.settle(connection, [settlements]))[0]
+
+    async def settle_and_claim(self, connection: Connection, calls: Sequence[Settling]) -> Sequence[Claimed]:
+        """Settle one call after the other: a process has one loop that settles, so there is hardly a second."""
+        return [await self.settle_and_claim_alone(connection, call) for call in calls]
+
+    async def settle_and_claim_alone(self, connection: Connection, call: Settling) -> Claimed:
+        """`settle`, and in the same transaction let pass and lease who waits for what it frees.
+
+        Killed before the commit, the leases of what was attempted run out, and nobody was let pass in their place;
+        killed after it, the attempts are over, and the leases of what was claimed run out. Who gets a lane is due
+        then like anybody else: claims tell each other where to begin, and this is none of them.
+        """
+        refused: list[MessageId] = []
+        fresh = distinct([call.settlements], [refused])
+        begin = self._horizon.floor
+        held, claimed = await self._transactions.run(
+            connection, lambda tx: _settle_and_admit(tx, fresh, call.claiming, begin)
+        )
+        refused += [MessageId(identity[1]) for identity in fresh if identity not in held]
+        return replace(claimed, refused=refused)
 
     async def renew(self, connection: Connection, leases: Sequence[Lease], until: int) -> Sequence[MessageId]:
         """Extend the leases that are still held; the ids of the others."""
@@ -546,8 +581,9 @@ def _plan(
                 stand = (ACTIVE, now + terms.lease_ms, 1, now)
                 change, next_at = Change.STARTED_AT_ONCE, None
             else:
-                tx.due(due_at, now)
-                stand = (CREATED, due_at, 0, None)
+                # Nothing is claimed at an instant before the one it was accepted at.
+                tx.due(max(due_at, now), now)
+                stand = (CREATED, max(due_at, now), 0, None)
                 change, next_at = Change.CREATED, due_at if due_at > now else None
             position = tx.position(now) if positions is None else positions[number]
             births.append((id_, message.tenant, *stand, position, now, change.value, next_at))
@@ -615,7 +651,8 @@ async def ask_permits(tx: Tx, leases: Sequence[Lease], now: int, sift: int) -> P
 
 async def _admit(tx: Tx, call: Claiming, begin: int) -> _Admitted:
     """Inside a transaction: give lanes and permits, lease who has a permit. As in `storage.sqlite.work`."""
-    terms, now = call
+    terms = call.terms
+    now = instant(call.now)
     queues = await tx.run(gates.open_gates((GateKind.QUEUE,), now))
     lanes_at = await tx.run(gates.give_lanes(queues, now)) if queues else None
     keys = await tx.run(gates.open_gates((GateKind.FLOW, GateKind.TENANT), now))
@@ -625,6 +662,8 @@ async def _admit(tx: Tx, call: Claiming, begin: int) -> _Admitted:
         waiting, passed_over = await tx.run(crowds.open_crowds(terms.shares, now))
     if not keys and not waiting:
         return _Admitted((), lanes_at, passed_over, call)
+    # Whatever this had to wait for, the gates are ours from here: what passes them passes now.
+    now = max(now, instant(call.now))
     if lanes_at is not None:
         begin = min(begin, lanes_at)
     due, oldest = (await tx.rows(_DUE_COUNT, begin, now, terms.limit))[0]
@@ -685,8 +724,13 @@ def _earliest(*instants: int | None) -> int | None:
     return min((at for at in instants if at is not None), default=None)
 
 
+def _are_delivered(fresh: dict[Identity, tuple[int, Settlement]]) -> bool:
+    """Whether all are the common end, with nothing that follows."""
+    return all(one.change is Change.DELIVERED and not one.publishes for _, one in fresh.values())
+
+
 async def _deliver(tx: Tx, fresh: dict[Identity, tuple[int, Settlement]]) -> set[Identity]:
-    """Settle what was delivered and has no consequences; the claims that were held."""
+    """Settle what was delivered, but for its gates; the claims that were held."""
     rows = []
     for identity in sorted(fresh):
         settlement = fresh[identity][1]
@@ -696,6 +740,35 @@ async def _deliver(tx: Tx, fresh: dict[Identity, tuple[int, Settlement]]) -> set
         at = settlement.at
         rows.append((*identity, tx.position(at), at, settlement.claim.retried, duration_ms, attempt.status))
     return {tuple(row) for row in await tx.rows(_DELIVER, *_arrays(rows, _SUCCESS))} if rows else set()
+
+
+def nothing_claimed(settlements: Sequence[Settlement]) -> Claimed:
+    """The answer to whoever settles and takes nothing; what that makes due is told like ever."""
+    return Claimed(claims=(), at=max((one.at for one in settlements), default=0), next_due_at=None)
+
+
+async def _settle_and_admit(
+    tx: Tx, fresh: dict[Identity, tuple[int, Settlement]], claiming: Claiming | None, begin: int
+) -> tuple[set[Identity], Claimed]:
+    """Settle, and let pass whom the gates that this opened let pass; the claims that were held."""
+    held = await _settle(tx, fresh)
+    if claiming is None or tx.opens_at is None or claiming.terms.limit <= 0:
+        return held, nothing_claimed([one for _, one in fresh.values()])
+    # Only here: whoever had the gates in hand before has let go of them.
+    now = instant(claiming.now)
+    if tx.opens_at > now:
+        return held, nothing_claimed([one for _, one in fresh.values()])
+    admitted = await _admit(tx, claiming, begin)
+    # They are as they were left now, and not as the settlements left them.
+    tx.opens_at = await tx.run(gates.next_opening())
+    if admitted.lanes_at is not None:
+        tx.due(admitted.lanes_at, now)
+    return held, Claimed(
+        claims=admitted.claims,
+        at=now,
+        next_due_at=_earliest(tx.opens_at, admitted.lanes_at),
+        passed_over=admitted.passed_over,
+    )
 
 
 async def _settle(tx: Tx, fresh: dict[Identity, tuple[int, Settlement]]) -> set[Identity]:
@@ -715,12 +788,13 @@ async def _settle(tx: Tx, fresh: dict[Identity, tuple[int, Settlement]]) -> set[
         (tenant, id_, claim_no): cancel_requested
         for tenant, id_, claim_no, cancel_requested in await tx.rows(_HOLD, *_arrays(identities, _IDENTITY))
     }
-    good = [
-        canceled(settlement) if held[identity] else settlement
-        for identity, (_, settlement) in fresh.items()
-        if identity in held
-    ]
-    await _apply(tx, good)
+    good = [one for identity, (_, one) in fresh.items() if held.get(identity) == 0]
+    if len(good) == len(held) and _are_delivered(fresh):
+        await _deliver(tx, {identity: fresh[identity] for identity in held})
+        await _leave_gates(tx, good)
+        return set(held)
+    ending = [canceled(one) for identity, (_, one) in fresh.items() if held.get(identity)]
+    await _apply(tx, [*good, *(await tx.run(requested(ending)) if ending else ())])
     if made:
         await tx.run(gates.unmake(made))
     return set(held)
@@ -734,20 +808,14 @@ async def _apply(tx: Tx, settlements: Sequence[Settlement]) -> None:
     dead_letters: list[Row] = []
     freed: list[tuple[int, bytes, int]] = []
     followers: list[Acceptance] = []
-    rests: list[Rest] = []
-    reported: list[Member] = []
     for settlement in settlements:
         change = settlement.change
         one = settlement.claim
         message = one.message
         tenant, id_, at, due_at = message.tenant, message.id, settlement.at, settlement.due_at
         wakes_at = due_at if message.flow is None else None
-        if may_hold(one):
-            rests.append(rest_of(settlement))
         if change in FINAL_CHANGES:
             ended.append((tenant, id_))
-            if message.lane_of is not None:
-                reported.append((tenant, message.lane_of))
         elif change is Change.RELEASED:
             # Nothing was attempted: no retry counted, no lost lease forgiven, nothing to tell.
             state = CREATED if one.retried == 0 else RETRY
@@ -782,9 +850,7 @@ async def _apply(tx: Tx, settlements: Sequence[Settlement]) -> None:
         )
         letter = settlement.dead_letter_id
         if letter is not None:
-            dead_letters.append(
-                dead_letter_row(letter, message, failed_at=at, retried=one.retried, attempt=attempt)
-            )
+            dead_letters.append(dead_letter_row(letter, message, retried=one.retried, attempt=attempt))
         if change is not Change.DELIVERED and change in FINAL_CHANGES and message.dedup_key is not None:
             freed.append((tenant, message.dedup_key, id_))
     for text, rows, columns in (
@@ -796,10 +862,21 @@ async def _apply(tx: Tx, settlements: Sequence[Settlement]) -> None:
     ):
         if rows:
             await tx.rows(text, *_arrays(rows, columns))
-    if rests or reported:
-        now = max(one.at for one in settlements)
-        tx.opens(await tx.run(gates.settled(rests, reported, now)), now)
+    await _leave_gates(tx, settlements)
     tx.live -= len(ended)
     tx.dead_letters += len(dead_letters)
     if followers:
         await accept(tx, followers)
+
+
+async def _leave_gates(tx: Tx, settlements: Sequence[Settlement]) -> None:
+    """Give back what was held of gates that are locked."""
+    rests = [rest_of(one) for one in settlements if may_hold(one.claim)]
+    reported: list[Member] = [
+        (one.claim.message.tenant, one.claim.message.lane_of)
+        for one in settlements
+        if one.change in FINAL_CHANGES and one.claim.message.lane_of is not None
+    ]
+    if rests or reported:
+        now = max(one.at for one in settlements)
+        tx.opens(await tx.run(gates.settled(rests, reported, now)), now)

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from relay.domain.delivery import Change
+from relay.domain.delivery import Change, Settlement
 from relay.domain.message import MessageId, TenantId
 from relay.domain.selection import Selection
 from storage.codec import ACTIVE, lane_of
 from storage.sql import gates
-from storage.sql.script import Bulk, Parameters, Query, Script, marks, write
+from storage.sql.road import following, not_before
+from storage.sql.script import Bulk, Parameters, Query, Script, marks, slices, write
 from storage.sql.selection import conditions, instants, narrow
 
 #: Deliveries cancelled in one transaction.
@@ -110,18 +111,31 @@ def cancel(
         yield Query(
             "DELETE FROM dedup WHERE tenant = ?1 AND key = ?2 AND message_id = ?3", (tenant, key, id_)
         )
-    yield from write(
-        _EVENTS,
-        [
-            (
-                tenant,
-                position(now),
-                now,
-                Change.CANCEL_REQUESTED if state == ACTIVE else Change.CANCELED,
-                id_,
-                retried,
-            )
-            for id_, state, retried, *_ in rows
-        ],
-    )
+    latest = yield from _latest([row[0] for row in rows])
+    events = []
+    for id_, state, retried, *_ in rows:
+        at = not_before(now, latest.get(id_, now))
+        change = Change.CANCEL_REQUESTED if state == ACTIVE else Change.CANCELED
+        events.append((tenant, position(at), at, change, id_, retried))
+    yield from write(_EVENTS, events)
     return Cancelled([row[0] for row in rows], len(waiting), opens_at)
+
+
+def requested(settlements: Sequence[Settlement]) -> Script[Sequence[Settlement]]:
+    """Settlements of deliveries whose cancellation was asked for, none before it was."""
+    latest = yield from _latest([one.claim.message.id for one in settlements])
+    return [following(one, latest.get(one.claim.message.id, one.at)) for one in settlements]
+
+
+def _latest(ids: Sequence[int]) -> Script[dict[int, int]]:
+    """What history told of these messages last, by message: when that was."""
+    latest: dict[int, int] = {}
+    for part in slices(ids, BITE):
+        bind = Parameters()
+        rows = yield Query(
+            f"SELECT message_id, max(at) FROM events WHERE message_id IN {bind.several(part)}"
+            " GROUP BY message_id",
+            bind.values,
+        )
+        latest.update((row[0], row[1]) for row in rows)
+    return latest

@@ -100,7 +100,7 @@ def accept(arrivals: Sequence[tuple[Message, int]]) -> Script[int | None]:
     for message, now in arrivals:
         key = _key_of(crowd_of(message))
         crowds[key] = crowd = joined(crowds[key], 1, now)
-        rows.append(_row(message.tenant, message.id, crowd.id, message.not_before))
+        rows.append(_row(message.tenant, message.id, crowd.id, max(message.not_before, now)))
     yield from write(_INSERT, rows)
     return (yield from save(crowds.values(), max(keys.values())))
 

@@ -203,7 +203,7 @@ def accept(arrivals: Sequence[tuple[Message, int]]) -> Script[int | None]:
             if kind is GateKind.QUEUE:
                 seq = gate.accepted
         queue, flow = ids.get(GateKind.QUEUE), ids.get(GateKind.FLOW)
-        due_at = message.not_before
+        due_at = max(message.not_before, now)
         first = (flow, due_at) if queue is None else (queue, seq)
         rows.append((message.tenant, message.id, queue, flow, seq, due_at, *first))
     yield from write(_INSERT, rows)

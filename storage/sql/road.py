@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from relay.domain.delivery import Attempt, Change, Claim, Settlement
 from relay.domain.message import Message, MessageId
-from storage.protocol import ClaimTerms
+from storage.protocol import ClaimTerms, When
 
 #: What history says when a lease was taken over: nobody knows what the lost attempt did.
 LOST = "the worker that held the lease was lost; the outcome of its attempt is unknown"
@@ -15,6 +15,10 @@ LOST = "the worker that held the lease was lost; the outcome of its attempt is u
 #: Tenant, message and claim number: what fences a settlement.
 Identity = tuple[int, int, int]
 
+
+#: Beyond it, an instant before another that should have come first is no delay but a clock that was set back:
+#: then what it says now counts, and not what it said.
+_LATE_MS = 60_000
 
 #: What a message costs beside its body, about.
 _MESSAGE_BYTES = 1_000
@@ -31,6 +35,28 @@ class Acceptance(NamedTuple):
 
 #: Of a publish from which nothing is claimed.
 NO_TERMS = ClaimTerms(limit=0, lease_ms=0)
+
+
+def instant(when: When) -> int:
+    """The instant, read from the clock if that was given."""
+    return when if isinstance(when, int) else when()
+
+
+def not_before(at: int, earlier: int) -> int:
+    """`at`, for something that follows what was at `earlier`: history of one message does not go back."""
+    return earlier if 0 < earlier - at <= _LATE_MS else at
+
+
+def following(settlement: Settlement, at: int) -> Settlement:
+    """The settlement of a delivery of which history tells something at that instant: not before it."""
+    if settlement.at >= at:
+        return settlement
+    due_at = settlement.due_at
+    return replace(
+        settlement,
+        at=not_before(settlement.at, at),
+        due_at=None if due_at is None else not_before(due_at, at),
+    )
 
 
 def left(terms: ClaimTerms, sizes: Sequence[int]) -> ClaimTerms:
@@ -60,7 +86,10 @@ def cost_of_settlements(settlements: Iterable[Settlement]) -> int:
 def distinct(
     calls: Sequence[Sequence[Settlement]], refused: Sequence[list[MessageId]]
 ) -> dict[Identity, tuple[int, Settlement]]:
-    """The first settlement of each claim, with the number of its call; any other of the same claim is refused."""
+    """The first settlement of each claim, with the number of its call; any other of the same claim is refused.
+
+    None is before its claim.
+    """
     fresh: dict[Identity, tuple[int, Settlement]] = {}
     for number, settlements in enumerate(calls):
         for settlement in settlements:
@@ -69,7 +98,7 @@ def distinct(
             if identity in fresh:
                 refused[number].append(one.message.id)
             else:
-                fresh[identity] = (number, settlement)
+                fresh[identity] = (number, following(settlement, one.claimed_at))
     return fresh
 
 

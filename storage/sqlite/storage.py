@@ -39,6 +39,7 @@ from storage.protocol import (
     ScheduleView,
     SetAside,
     Stats,
+    When,
 )
 from storage.sql import archive, cancel, catalog, gates, schedules, transfer, url_groups
 from storage.sql.gates import LONGEST_LEASE_MS
@@ -221,7 +222,11 @@ class SqliteStorage:
 
     # Work
 
-    async def claim(self, terms: ClaimTerms, *, now: int) -> Claimed:
+    async def claim(self, terms: ClaimTerms, *, now: When, after: Sequence[Settlement] = ()) -> Claimed:
+        if after:
+            return await self._call(
+                lambda tx: work.settle_and_claim(tx, after, terms, now), cost=cost_of_settlements(after)
+            )
         return await self._call(lambda tx: work.claim(tx, terms, now))
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[MessageId]:
@@ -547,8 +552,8 @@ class SqliteStorage:
         if self._temporary is not None:
             await asyncio.to_thread(self._temporary.cleanup)
 
-    async def _call(self, function: Callable[[Tx], T], *, grows: bool = False) -> T:
-        result: T = await self._writer.submit(_GROW if grows else _CALL, function)
+    async def _call(self, function: Callable[[Tx], T], *, grows: bool = False, cost: int = 0) -> T:
+        result: T = await self._writer.submit(_GROW if grows else _CALL, function, cost)
         return result
 
     async def _write(self, script: Callable[[], Script[T]]) -> T:
@@ -568,7 +573,7 @@ class SqliteStorage:
             return
         back: Sequence[Settlement] = [released(one, now=one.claimed_at) for one in result.claims]
         try:
-            future = self._writer.submit(_SETTLE, back)
+            future = self._writer.submit(_SETTLE, back, late=True)
         except Unavailable as problem:
             _log.warning(_NOT_HANDED_BACK, problem)
         else:

@@ -7,6 +7,8 @@ crash anywhere in one of them undoes all of it; what that means for the road of 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from msgspec.structs import replace
+
 from relay.domain.delivery import Change, Claim, Lease, Settlement
 from relay.domain.fairness import Crowd
 from relay.domain.gates import Gate, GateId, GateKind, is_gated, may_hold
@@ -28,11 +30,22 @@ from storage.codec import (
     rare_row,
     storable,
 )
-from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Permits, Published, Receipt, SetAside
+from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Permits, Published, Receipt, SetAside, When
 from storage.sql import crowds, gates, permits
+from storage.sql.cancel import requested
 from storage.sql.crowds import STANDS_ASIDE
 from storage.sql.gates import Member, Rest, Waiter, rest_of
-from storage.sql.road import LOST, NO_TERMS, Acceptance, Identity, canceled, distinct, left, stopped
+from storage.sql.road import (
+    LOST,
+    NO_TERMS,
+    Acceptance,
+    Identity,
+    canceled,
+    distinct,
+    instant,
+    left,
+    stopped,
+)
 from storage.sql.script import Bulk, Parameters, Query, Script, marks, most, slices
 from storage.sqlite.writer import Tx
 
@@ -194,9 +207,10 @@ def publish(
                 started.append((tenant, id_, now + terms.lease_ms, now))
                 started_events.append(event)
             else:
-                waiting.append((tenant, id_, due_at))
+                # Nothing is claimed at an instant before the one it was accepted at.
+                waiting.append((tenant, id_, now))
                 created_events.append(event)
-                tx.due(due_at)
+                tx.due(now)
         answers.append(Published(receipts=receipts, claims=claims))
     _insert(tx, messages)
     tx.write(_INSERT_STARTED, started)
@@ -227,7 +241,7 @@ def publish_again(tx: Tx, call: Acceptance) -> Published:
     return publish(tx, [call], stored=frozenset(stored))[0]
 
 
-def claim(tx: Tx, terms: ClaimTerms, now: int) -> Claimed:
+def claim(tx: Tx, terms: ClaimTerms, when: When) -> Claimed:
     """Lease the oldest of what is due; leases that ran out are in the same range of the same index. Before that,
     let pass whom an open gate lets pass.
 
@@ -235,6 +249,8 @@ def claim(tx: Tx, terms: ClaimTerms, now: int) -> Claimed:
     claims then knows (`lost_leases`) that the endpoint may have seen the message. Slots that it holds are given
     back by that claim, in the same commit as its lease is.
     """
+    # Only here: the writer has the lock it may have waited for.
+    now = instant(when)
     opens_at = tx.run(gates.next_opening())
     admitted: Sequence[Row] = ()
     holders: Collection[int] = ()
@@ -291,11 +307,11 @@ def claim(tx: Tx, terms: ClaimTerms, now: int) -> Claimed:
     tx.write(_ADD_STARTED, started)
     tx.write(_ADD_STARTED_AGAIN, started_again)
     if abandoned:
-        _apply(tx, [stopped(one, now) for one in abandoned])
+        _apply(tx, tx.run(requested([stopped(one, now) for one in abandoned])))
         opens_at = tx.run(gates.next_opening())
     edge = tx.rows("SELECT due_at FROM deliveries WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1")
     instants = [at for at in (opens_at, edge[0][0] if edge else None) if at is not None]
-    return Claimed(claims=claims, next_due_at=min(instants, default=None), passed_over=passed_over)
+    return Claimed(claims=claims, at=now, next_due_at=min(instants, default=None), passed_over=passed_over)
 
 
 def settle(tx: Tx, calls: Sequence[Sequence[Settlement]]) -> Sequence[Sequence[MessageId]]:
@@ -317,11 +333,29 @@ def settle(tx: Tx, calls: Sequence[Sequence[Settlement]]) -> Sequence[Sequence[M
             (tenant, id_, claim_no),
         )
         if held:
-            good.append(canceled(settlement))
+            good += tx.run(requested([canceled(settlement)]))
         else:
             refused[number].append(settlement.claim.message.id)
     _apply(tx, good)
     return refused
+
+
+def settle_and_claim(tx: Tx, settlements: Sequence[Settlement], terms: ClaimTerms, when: When) -> Claimed:
+    """Write settlements, and claim in the same commit when that made something due.
+
+    Killed before it, the leases of what was attempted run out, and nobody was let pass in their place; killed
+    after it, the attempts are over, and the leases of what was claimed run out.
+    """
+    now = instant(when)
+    due_at, tx.due_at = tx.due_at, None
+    (refused,) = settle(tx, [settlements])
+    claimed = Claimed(claims=(), at=now, next_due_at=tx.due_at)
+    if tx.due_at is not None and tx.due_at <= now:
+        claimed = claim(tx, terms, when)
+        # Whoever claims hears of what is left by the answer.
+        tx.due_at = None
+    tx.due(due_at)
+    return replace(claimed, refused=refused)
 
 
 def renew(tx: Tx, leases: Sequence[Lease], until: int) -> Sequence[MessageId]:
@@ -496,9 +530,7 @@ def _apply(tx: Tx, settlements: Sequence[Settlement]) -> None:
         )
         letter = settlement.dead_letter_id
         if letter is not None:
-            dead_letters.append(
-                dead_letter_row(letter, message, failed_at=at, retried=one.retried, attempt=attempt)
-            )
+            dead_letters.append(dead_letter_row(letter, message, retried=one.retried, attempt=attempt))
         if change in FINAL_CHANGES and message.dedup_key is not None:
             freed.append((tenant, message.dedup_key, id_))
     tx.write(_DELETE_DELIVERIES, ended)

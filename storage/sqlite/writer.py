@@ -121,7 +121,8 @@ class Writer:
     """Owns the thread. Everything but `_run` and what it calls belongs to the event loop.
 
     `open_connection` is called in the thread when there is no `connection`, or it had to be given up.
-    `committed` hears of every commit, `orphaned` of every result whose caller had gone by then.
+    `committed` hears of every commit, `orphaned` of every result whose caller had gone by then; what it submits
+    `late` is written even when that was the last group before closing.
     """
 
     def __init__(
@@ -149,9 +150,14 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="relay-writer", daemon=True)
         self._thread.start()
 
-    def submit(self, kind: Kind[P, R], payload: P, cost: int = 0) -> "asyncio.Future[R]":
-        """Hand an operation over; `cost` is about its bytes. Raises `Unavailable` when too much waits already."""
-        if self._closing:
+    def submit(
+        self, kind: Kind[P, R], payload: P, cost: int = 0, *, late: bool = False
+    ) -> "asyncio.Future[R]":
+        """Hand an operation over; `cost` is about its bytes. Raises `Unavailable` when too much waits already.
+
+        While the writer closes it takes only what is `late`: what comes of an operation it had accepted.
+        """
+        if self._closing and not late:
             raise Unavailable("the relay is stopping", retry_after_s=5)
         if self._operations >= _WAITING_OPERATIONS or self._bytes >= _WAITING_BYTES:
             raise Unavailable("too much is waiting to be written", retry_after_s=2)
@@ -165,7 +171,7 @@ class Writer:
         """Write what was accepted and let go of the connection. Gives up on a thread that is stuck."""
         if not self._closing:
             self._closing = True
-            self._queue.put(None)
+            self._end_if_idle()
         try:
             async with asyncio.timeout(self._longest_close_s):
                 await self._stopped.wait()
@@ -174,18 +180,14 @@ class Writer:
 
     def _run(self) -> None:
         try:
-            while True:
-                group, last = self._take()
-                if group:
-                    self._tell(self._resolve, group, self._outcome(group))
-                if last:
-                    break
+            while group := self._take():
+                self._tell(self._resolve, group, self._outcome(group))
         finally:
             self._let_go()
             self._tell(self._stopped.set)
 
-    def _take(self) -> tuple[list[_Operation], bool]:
-        """Wait for an operation, then take along all that wait already; True when there will be no more."""
+    def _take(self) -> list[_Operation]:
+        """Wait for an operation, then take along all that wait already; nothing when there will be no more."""
         operation = self._queue.get()
         group: list[_Operation] = []
         cost = 0
@@ -194,11 +196,11 @@ class Writer:
                 group.append(operation)
                 cost += operation.cost
                 if len(group) >= _GROUP_OPERATIONS or cost >= _GROUP_BYTES:
-                    return group, False
+                    break
                 operation = self._queue.get_nowait()
         except Empty:
-            return group, False
-        return group, True
+            pass
+        return group
 
     def _outcome(self, group: list[_Operation]) -> _Outcome:
         """Never raises: whatever happens, every caller hears of it."""
@@ -310,3 +312,9 @@ class Writer:
                 future.set_result(result)
         if outcome.tx is not None:
             self._committed(outcome.tx)
+        self._end_if_idle()
+
+    def _end_if_idle(self) -> None:
+        """The thread ends when everything was told: until then an orphan may bring one operation more."""
+        if self._closing and not self._operations:
+            self._queue.put(None)

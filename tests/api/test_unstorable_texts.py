@@ -6,7 +6,7 @@ has, and in every text of its body. What a new operation has is asked as well.
 
 import copy
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,8 +56,9 @@ async def _postgres(path: str) -> Storage:
 async def rig(
     request: pytest.FixtureRequest, tmp_path: Path, specification: Specification
 ) -> AsyncIterator[Rig]:
-    backend = {"sqlite": open_sqlite, "postgres": _postgres}[request.param]
-    async with running(tmp_path / "relay.db", specification, backend=backend) as rig:
+    backends: dict[str, Callable[[str], Awaitable[Storage]]] = {"sqlite": open_sqlite, "postgres": _postgres}
+    path, backend = tmp_path / "relay.db", backends[request.param]
+    async with running(path, specification, backend=backend) as rig:
         yield rig
 
 

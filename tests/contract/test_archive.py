@@ -350,7 +350,7 @@ async def test_a_redriven_dead_letter_is_gone_and_its_new_message_is_due(storage
     fresh, useless = a_message(), a_message()
     ids = await storage.redrive(TENANT, [(letter.id, fresh), (DeadLetterId(9), useless)], now=NOW + 5)
     assert ids == [fresh.id]
-    assert woken == [NOW]
+    assert woken == [NOW + 5]
     assert await graves(storage) == []
     assert [claim.message for claim in await take(storage, now=NOW + 5)] == [fresh]
     assert await storage.message(TENANT, useless.id) is None

@@ -11,6 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from relay.clock import FakeClock
 from relay.domain.delivery import Claim, released, settle
 from relay.domain.gates import Configure, GateKind, Pin
 from relay.domain.message import Callback, FlowControl, Message, MessageId
@@ -173,7 +174,7 @@ class Hammer:
                 mine.pop()
                 for _ in range(self.chance.randint(0 if claimed.claims else min(1, len(mine)), len(mine)))
             ]
-            await self.answer(node, ready)
+            mine += await self.answer(node, ready)
             if not claimed.claims and not ready and claimed.next_due_at is not None:
                 busy = self.busy or self.flying.keys() - {ghost.message.id for ghost in self.ghosts}
                 self.now = max(self.now, min(claimed.next_due_at, now + (20 if busy else _LEASE_MS)))
@@ -199,7 +200,8 @@ class Hammer:
             self.turns += 1
             self.turned.notify_all()
 
-    async def answer(self, node: Storage, claims: Sequence[Claim]) -> None:
+    async def answer(self, node: Storage, claims: Sequence[Claim]) -> Sequence[Claim]:
+        """Settle, at times with a claim of what that frees; who was claimed."""
         settlements = []
         leases: dict[int, int] = {}
         for claim in claims:
@@ -217,8 +219,16 @@ class Hammer:
             # Others may claim them before this hears that they were written.
             self.living.update((report.id, report) for report in settlement.publishes)
             settlements.append(settlement)
+        closed, now = frozenset(self.paused), self.now
+        successors = self.chance.choice([0, 1, 4])
+        taken: Sequence[Claim] = ()
         self.busy += 1
-        refused = set(await node.settle(settlements))
+        if successors:
+            terms = ClaimTerms(limit=successors, lease_ms=_LEASE_MS)
+            claimed = await node.claim(terms, now=now, after=settlements)
+            refused, taken = set(claimed.refused), claimed.claims
+        else:
+            refused = set(await node.settle(settlements))
         self.busy -= 1
         assert all(leases[id_] <= self.now for id_ in refused)
         self.ending -= refused
@@ -233,6 +243,9 @@ class Hammer:
                     await self.cancel(node, report.id)
             if settlement.due_at is None or settlement.claim.message.id in self.ending:
                 self.living.pop(settlement.claim.message.id, None)
+        taken = await self.permitted(node, taken, now)
+        self.look_at(taken, now, closed & self.paused)
+        return taken
 
     async def disturb(self) -> None:
         """Limits change and gates are closed and opened while all of that goes on."""
@@ -397,6 +410,27 @@ async def test_an_open_gate_that_is_locked_is_announced_and_served_by_whoever_co
         claimed = await other.claim(TERMS, now=NOW + 5)
         assert (list(claimed.claims), claimed.next_due_at) == ([], NOW)
     assert [claim.message for claim in await take(other, now=NOW + 5)] == [message]
+
+
+async def test_a_window_of_a_rate_opens_when_its_gate_is_had_and_not_when_a_claim_began_to_wait(
+    nodes: Sequence[Storage], database: Any
+) -> None:
+    node, other, _ = nodes
+    clock = FakeClock()
+    flow = FlowControl(key="k", rate=2, period_ms=1_000)
+    await accept(node, *(a_message(flow=flow) for _ in range(9)))
+    async with database.transaction():
+        await database.execute("LOCK TABLE gates IN ACCESS EXCLUSIVE MODE")
+        waiting = asyncio.create_task(node.claim(TERMS, now=clock.now))
+        async with asyncio.timeout(10):
+            while not await database.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                pass
+        clock.advance(3_000)
+    assert [claim.claimed_at for claim in (await waiting).claims] == [NOW + 3_000] * 2
+    clock.advance(999)
+    assert (await other.claim(TERMS, now=clock.now)).claims == []
+    clock.advance(1)
+    assert len((await other.claim(TERMS, now=clock.now)).claims) == 2
 
 
 async def test_a_queue_deleted_under_its_publishers_is_made_again(nodes: Sequence[Storage]) -> None:

@@ -16,7 +16,7 @@ from storage.postgres import open_postgres
 from storage.postgres.driver import target_of
 from storage.postgres.nodes import SILENCE_S
 from storage.postgres.storage import PostgresStorage
-from storage.protocol import CannotOpen, ClaimTerms, Retention, Storage
+from storage.protocol import CannotOpen, ClaimTerms, Rejected, Retention, Storage
 from tests import postgres_server
 from tests.builders import NOW, TENANT, a_message
 from tests.contract.steps import (
@@ -195,6 +195,34 @@ async def test_a_number_that_was_given_back_is_used_again_last_of_all(join: Open
     await first.close()
     second = await join()
     assert second.node != first.node
+
+
+async def test_a_start_that_is_ended_before_it_is_open_gives_its_number_back(
+    url: str, join: Open, database: Any
+) -> None:
+    first = await join()
+    async with database.transaction():
+        # Numbers are taken before that is looked at.
+        await database.execute("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE")
+        starting = asyncio.create_task(open_postgres(url))
+        async with asyncio.timeout(30):
+            while not await first.other_users():
+                assert not starting.done()
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert await first.other_users() == 0
+
+
+async def test_a_start_that_fails_before_it_is_open_gives_its_number_back(
+    url: str, join: Open, database: Any
+) -> None:
+    first = await join()
+    await database.execute("ALTER TABLE dead_letters RENAME TO elsewhere")
+    with pytest.raises(Rejected, match="dead_letters"):
+        await open_postgres(url)
+    assert await database.fetchval("SELECT count(*) FROM nodes") == 2
+    assert await first.other_users() == 0
 
 
 async def test_with_every_number_taken_no_further_process_can_start(join: Open, database: Any) -> None:

@@ -343,7 +343,7 @@ async def test_a_server_that_goes_and_comes_back_is_survived(
     async with asyncio.timeout(20):
         await other.listening()
         # Earlier than anything before it: hints that wait are told as one, the earliest.
-        await until_it_works(lambda: accept(storage, a_message(not_before=NOW - 7)))
+        await until_it_works(lambda: accept(storage, a_message(created_at=NOW - 7), now=NOW - 7))
         while await heard.get() != NOW - 7:
             pass
     await asyncio.gather(storage.close(), other.close())

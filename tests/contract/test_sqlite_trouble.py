@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from relay.clock import FakeClock
 from relay.domain.errors import Unavailable
 from relay.domain.message import FlowControl
 from relay.domain.tenant import Principal, Tenant, Token
@@ -23,7 +24,7 @@ from storage.sqlite.driver import Connection
 from storage.sqlite.readers import Readers
 from storage.sqlite.writer import Kind, Tx, Writer
 from tests.builders import NOW, TENANT, a_message
-from tests.contract.steps import EVERYTHING, LATER, LEASE_MS, TERMS, accept, deliver, happenings, take
+from tests.contract.steps import EVERYTHING, LATER, LEASE_MS, TERMS, accept, deliver, happenings, start, take
 
 HASH = b"h" * 32
 
@@ -238,6 +239,53 @@ async def test_closing_writes_what_was_accepted_and_refuses_what_comes_after(pat
     again = await open_sqlite(str(path))
     assert [claim.message for claim in await take(again)] == messages
     await again.close()
+
+
+async def test_claims_whose_caller_has_gone_in_the_last_group_before_closing_are_handed_back(
+    path: Path,
+) -> None:
+    storage = await open_sqlite(str(path))
+    messages = [a_message() for _ in range(3)]
+    await accept(storage, *messages[:2])
+    with closing(driver.connect_writer(path)) as foreign:
+        # Nothing is written before there is nothing more to come.
+        foreign.execute("BEGIN EXCLUSIVE")
+        asked = [asyncio.create_task(take(storage)), asyncio.create_task(start(storage, messages[2]))]
+        await asyncio.sleep(0)
+        for task in asked:
+            task.cancel()
+        closing_ = asyncio.create_task(storage.close())
+        await asyncio.sleep(0)
+        with pytest.raises(Unavailable, match="stopping"):
+            await accept(storage, a_message())
+        foreign.execute("ROLLBACK")
+        await closing_
+    again = await open_sqlite(str(path))
+    claims = await take(again)
+    assert {claim.message.id: claim.lost_leases for claim in claims} == {one.id: 0 for one in messages}
+    await again.close()
+
+
+async def test_a_window_of_a_rate_opens_when_the_lock_is_had_and_not_when_a_claim_began_to_wait(
+    path: Path,
+) -> None:
+    storage = await open_sqlite(str(path))
+    clock = FakeClock()
+    flow = FlowControl(key="k", rate=2, period_ms=1_000)
+    await accept(storage, *(a_message(flow=flow) for _ in range(9)))
+    with closing(driver.connect_writer(path)) as foreign:
+        foreign.execute("BEGIN EXCLUSIVE")
+        waiting = asyncio.create_task(storage.claim(TERMS, now=clock.now))
+        await asyncio.sleep(0)
+        clock.advance(5_000)
+        foreign.execute("ROLLBACK")
+        claimed = await waiting
+    assert [claim.claimed_at for claim in claimed.claims] == [NOW + 5_000] * 2
+    clock.advance(999)
+    assert (await storage.claim(TERMS, now=clock.now)).claims == []
+    clock.advance(1)
+    assert len((await storage.claim(TERMS, now=clock.now)).claims) == 2
+    await storage.close()
 
 
 async def test_a_locked_database_is_unavailable_and_recovers_when_it_is_let_go(path: Path) -> None:
@@ -515,6 +563,24 @@ async def test_a_commit_is_flushed_to_the_disk(numbers: Path) -> None:
     with closing(driver.connect_writer(numbers)) as connection:
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+async def test_what_comes_of_a_result_nobody_waited_for_is_written_although_the_writer_closes(
+    numbers: Path,
+) -> None:
+    def take_back(number: int) -> None:
+        writer.submit(DELETE, number, late=True)
+
+    writer = Writer(
+        lambda: driver.connect_writer(numbers), Ids(), committed=lambda tx: None, orphaned=take_back
+    )
+    writer.submit(INSERT, 1).cancel()
+    kept = writer.submit(INSERT, 2)
+    await writer.close()
+    assert await kept == 2
+    assert stored(numbers) == [2]
+    with pytest.raises(Unavailable, match="stopping"):
+        writer.submit(INSERT, 3)
 
 
 async def test_a_result_whose_caller_has_gone_is_told_and_still_counts(numbers: Path) -> None:

@@ -51,7 +51,11 @@ class Desk:
         self.done: list[Settlement] = []
         self._arrived = asyncio.Event()
         self.settler = Settler(
-            storage, clock=FakeClock(NOW), log=self.lines, metrics=self.metrics, settled=self._settled
+            storage.settle,
+            clock=FakeClock(NOW),
+            log=self.lines,
+            metrics=self.metrics,
+            settled=self._settled,
         )
 
     def _settled(self, batch: object) -> None:

@@ -169,7 +169,7 @@ async def test_a_settlement_publishes_its_messages_in_the_same_commit(storage: S
     settlement = settle(claim, an_attempt(), next_id=next_id)
     settlement = replace(settlement, publishes=(callback, delayed))
     await storage.settle([settlement])
-    assert [one.message for one in await take(storage)] == [callback]
+    assert [one.message for one in await take(storage, now=settlement.at)] == [callback]
     assert [one.message for one in await take(storage, now=NOW + 100)] == [delayed]
     assert await states(storage, callback) == [State.CREATED, State.ACTIVE]
 

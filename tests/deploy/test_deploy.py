@@ -22,6 +22,7 @@ TEMPLATES = sorted((CHART / "templates").iterdir())
 SETTINGS = {f"RELAY_{name.removesuffix('_ms').upper()}" for name in Config.__dataclass_fields__}
 PATHS = set(yaml.safe_load((ROOT / "openapi.yaml").read_text())["paths"])
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+PROXY = (DEPLOY / "haproxy.cfg").read_text()
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
 #: What Kubernetes allows between SIGTERM and SIGKILL must be longer than this.
 SHUTDOWN_S = Config().shutdown_timeout_ms / 1000
@@ -137,12 +138,26 @@ def test_every_volume_and_every_host_that_is_named_exists() -> None:
             source = volume.split(":")[0]
             assert (DEPLOY / source).exists() if source.startswith("./") else source in COMPOSE["volumes"]
         assert set(service.get("depends_on", ())) <= set(services)
-    caddy = (DEPLOY / "Caddyfile").read_text()
-    (upstreams,) = re.findall(r"reverse_proxy (.*) \{", caddy)
-    assert {upstream.partition(":")[0] for upstream in upstreams.split()} == set(relays())
-    assert {upstream.partition(":")[2] for upstream in upstreams.split()} == {str(Config().port)}
-    assert set(re.findall(r"/(?:\w+z|metrics)\b", caddy)) <= PATHS
-    assert caddy.count("{") == caddy.count("}")
+
+
+def test_the_proxy_knows_every_relay_by_its_name_and_port() -> None:
+    upstreams = re.findall(r"^\tserver (\S+) (\S+):(\d+)$", PROXY, re.MULTILINE)
+    assert {(name, host) for name, host, _ in upstreams} == {(name, name) for name in relays()}
+    assert {port for _, _, port in upstreams} == {str(Config().port)}
+    (published,) = COMPOSE["services"]["proxy"]["ports"]
+    assert re.findall(r"^\tbind :(\d+)$", PROXY, re.MULTILINE) == [published.partition(":")[2]]
+
+
+def test_the_proxy_asks_whether_relays_are_ready_and_shows_what_is_inside_to_nobody() -> None:
+    assert re.findall(r"option httpchk GET (\S+)", PROXY) == ["/readyz"]
+    (hidden,) = re.findall(r"return status 404 if \{ path (.*) \}", PROXY)
+    assert set(hidden.split()) == {"/metrics", "/healthz", "/readyz"} <= PATHS
+    assert "option forwardfor" in PROXY
+
+
+def test_the_proxy_asks_another_relay_only_when_it_found_no_connection() -> None:
+    assert "option redispatch 1" in PROXY
+    assert re.findall(r"retry-on (.*)", PROXY) == ["conn-failure"]
 
 
 def test_the_image_can_talk_to_postgres() -> None:

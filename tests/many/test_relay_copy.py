@@ -23,6 +23,9 @@ from tests import postgres_server
 from tests.builders import a_message
 from tests.live import COMMAND, Live, a_relay
 
+#: How many others a process would find at work on the database.
+_AT_WORK = "SELECT count(*) FROM nodes WHERE owner IS NOT NULL"
+
 
 def relay_copy(directory: Path, source: str, target: str, *flags: str) -> "subprocess.CompletedProcess[str]":
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
@@ -108,6 +111,43 @@ def test_no_relay_starts_on_half_a_copy(tmp_path: Path) -> None:
     assert ["deliveries", "1", "1"] in [line.split() for line in ended.stdout.splitlines()]
     with a_relay("--database", target, directory=tmp_path, mode="serve") as live:
         assert live.get("/readyz")[0] == 200
+
+
+@pytest.mark.parametrize("command", ["copy", "migrate", "tenants list", "serve"])
+async def test_whoever_is_told_to_end_while_it_opens_the_database_is_in_nobodys_way(
+    command: str, tmp_path: Path
+) -> None:
+    await _closed(tmp_path / "relay.db")
+    source, target = "sqlite:///relay.db", postgres_server.url()
+    await (await open_postgres(target)).close()
+    given = {"copy": ["--from", source, "--to", target], "serve": ["--database", target, "--port", "0"]}
+    argv = [*command.split(), *given.get(command, ["--database", target])]
+    database = await asyncpg.connect(
+        target_of(target).dsn, server_settings={"search_path": target_of(target).schema}
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
+    try:
+        async with database.transaction(), asyncio.timeout(60):
+            # By then it has a number.
+            await database.execute("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE")
+            opening = await asyncio.create_subprocess_exec(
+                COMMAND, *argv, cwd=tmp_path, env=environment, stdout=PIPE, stderr=PIPE
+            )
+            while not await database.fetchval(_AT_WORK):
+                pass
+            opening.send_signal(signal.SIGTERM)
+            if command != "serve":
+                assert await opening.communicate() == (b"", b"")
+                assert opening.returncode == 130
+        # A relay that starts hears of it once it has started.
+        async with asyncio.timeout(60):
+            await opening.communicate()
+        assert await database.fetchval(_AT_WORK) == 0
+    finally:
+        await database.close()
+    copied = await asyncio.to_thread(relay_copy, tmp_path, source, target)
+    assert (copied.returncode == 0) == (command != "serve"), copied.stderr
+    assert "in use" not in copied.stderr
 
 
 async def test_a_copy_that_is_told_to_end_is_in_nobodys_way(tmp_path: Path) -> None:
