@@ -35,8 +35,7 @@ class CannotOpen(Exception):  # noqa: N818 - what happened, in the words of the 
 
 
 class Rejected(Exception):  # noqa: N818 - what happened, like the names in relay.domain.errors
-    """The database refuses a statement, whoever sends it: its tables, or what may be done with them, are not what
-    they should be."""
+    """The database refuses a statement, whatever values are in it: its tables are not what they should be."""
 
 
 class Unstorable(Rejected):
@@ -519,6 +518,19 @@ class Transfer(Protocol):
     @property
     def tables(self) -> Sequence[str]:
         """All tables, in the order to carry them in."""
+        ...
+
+    async def unknown_migrations(self) -> Sequence[int]:
+        """Versions of the schema that a newer relay has applied: what they added is not among `tables`."""
+        ...
+
+    async def clear(self) -> None:
+        """Remove all rows of all tables, in one transaction."""
+        ...
+
+    @property
+    def emptied_by(self) -> str:
+        """How an operator comes to an empty database: what follows "to copy here, " in a sentence."""
         ...
 
     async def other_users(self) -> int:

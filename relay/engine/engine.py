@@ -18,6 +18,7 @@ from relay.domain.errors import Unavailable
 from relay.domain.fairness import Crowd, crowd_of
 from relay.domain.gates import is_gated, moves_gates
 from relay.domain.message import Headers, Message, MessageId, TenantId
+from relay.engine.outage import Outage
 from relay.engine.permits import Answer, Permits
 from relay.engine.room import Room
 from relay.engine.settler import Settler, bytes_of
@@ -153,6 +154,8 @@ class Engine:
         self.refused: tuple[int, str] | None = None
         #: Whether storage has answered a claim since the start.
         self.has_looked = False
+        #: That storage refuses claims.
+        self.outage = Outage("engine", clock=clock, log=log)
         storage.on_work(self.wake)
 
     # --- the way in -------------------------------------------------------------------------------------------
@@ -212,10 +215,11 @@ class Engine:
                 await self._set_aside(surplus, now)
             except Unavailable as reason:
                 self._metrics.storage_errors.labels("claim").inc()
-                self._log.warning("engine.waiting", reason=str(reason))
+                self.outage.met(reason)
                 await self._sleep(self._clock.now() + _ERROR_PAUSE_MS)
                 continue
             self.has_looked = True
+            self.outage.over()
             self._passed_over = claimed.passed_over
             next_at = claimed.next_due_at or now + _POLL_MS
             self._behind = next_at <= now and bool(claimed.claims)

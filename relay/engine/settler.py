@@ -7,6 +7,7 @@ from relay.clock import Clock
 from relay.domain.delivery import Settlement, lesser
 from relay.domain.errors import Unavailable
 from relay.domain.message import MessageId
+from relay.engine.outage import Outage
 from relay.ids import text_of
 from relay.log import Log
 from relay.metrics import Metrics
@@ -42,6 +43,7 @@ class Settler:
         self._log = log
         self._metrics = metrics
         self._settled = settled
+        self._outage = Outage("settler", clock=clock, log=log)
         #: Storage has refused the batch in hand. Until it takes it, nothing new should be claimed: leases that ran
         #: out meanwhile are most likely those of this very batch.
         self.is_held_up = False
@@ -83,11 +85,12 @@ class Settler:
             try:
                 refused = await self._write(batch)
                 self.is_held_up = False
+                self._outage.over()
                 return refused
             except Unavailable as reason:
                 self.is_held_up = True
                 self._metrics.storage_errors.labels("settle").inc()
-                self._log.warning("settler.waiting", settlements=len(batch), reason=str(reason))
+                self._outage.met(reason, settlements=len(batch))
                 await self._clock.wait(self._hurry, self._clock.now() + pause_ms)
                 pause_ms = min(2 * pause_ms, _LONGEST_PAUSE_MS)
 
@@ -119,7 +122,7 @@ class Settler:
     ) -> tuple[Settlement, Sequence[MessageId]] | None:
         """Write as much of a settlement as storage can hold: what was, and which of it was refused."""
         message = text_of("msg_", settlement.claim.message.id)
-        # Where tables or rights are missing, that can be mended: nothing is given up.
+        # Tables that are not what they should be can be mended: nothing is given up.
         about_values = isinstance(problem, Unstorable) or not isinstance(problem, Rejected)
         for less in lesser(settlement) if about_values else ():
             try:

@@ -2,15 +2,14 @@
 
 Each migration is applied once, all that are missing in one transaction under an advisory lock, so that any number
 of processes may start at once and a killed one leaves nothing by halves. Processes of the previous version go on
-while a newer one migrates: a migration only adds (a table, a column that may be NULL or has a default, an index);
-what is to go goes one release after the last version that used it.
+while a newer one migrates, and start on what it has migrated: `storage.migrate` says by which rule.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from zlib import crc32
 
 from relay.domain.errors import Unavailable
-from storage.migrate import migrations_of, missing
+from storage.migrate import migrations_of, missing, unknown
 from storage.postgres import driver
 from storage.postgres.connections import transaction
 from storage.postgres.driver import Connection, Target
@@ -43,10 +42,12 @@ async def prepare(connection: Connection, target: Target, *, migrate: bool) -> N
         )
     try:
         await transaction(connection, lambda connection: _migrate(connection, target))
-    except Rejected as problem:
+    except (Rejected, Unavailable) as refused:
+        if isinstance(refused, Unavailable) and not driver.lacks_rights(refused):
+            raise
         raise CannotOpen(
-            f"the schema {target.schema} of the database cannot be migrated: {problem}"
-        ) from problem
+            f"the schema {target.schema} of the database cannot be migrated: {refused.__cause__}"
+        ) from refused
 
 
 _SERVER = """
@@ -71,6 +72,11 @@ async def _migrate(connection: Connection, target: Target) -> None:
         await connection.rows(
             "INSERT INTO migrations (version, name) VALUES ($1, $2)", migration.version, migration.name
         )
+
+
+async def unknown_migrations(connection: Connection, target: Target) -> Sequence[int]:
+    """See `storage.protocol.Transfer`."""
+    return unknown(_KNOWN, await _applied(connection, target))
 
 
 async def _applied(connection: Connection, target: Target) -> Collection[int]:

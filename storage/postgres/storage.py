@@ -72,7 +72,7 @@ _NUMBER_ON = "SELECT setval(pg_get_serial_sequence('gates', 'id'), max(id)) FROM
 #: How long a start that ends before it was one may take to say so.
 _WITHDRAWING_S = 3.0
 
-_NOT_SAID = "this process leaves without saying so: %s"
+_NOT_SAID = "the database could not be told that this process has ended, and counts it for half a minute: %s"
 _NOT_HANDED_BACK = "claims nobody waited for could not be handed back: %s"
 
 _log = logging.getLogger("relay.storage")
@@ -591,6 +591,24 @@ class PostgresStorage:
     @property
     def tables(self) -> Sequence[str]:
         return transfer.TABLES
+
+    async def unknown_migrations(self) -> Sequence[int]:
+        return await self._transfers.use(
+            lambda connection: schema.unknown_migrations(connection, self._server.target)
+        )
+
+    async def clear(self) -> None:
+        async def clear(tx: Tx) -> None:
+            # Emptied at once: rows that were deleted would be in the way of claims until they are vacuumed.
+            await tx.rows(f"TRUNCATE {', '.join(set(transfer.TABLES) - transfer.PARTLY)}, depths")
+            for table in transfer.PARTLY:
+                await tx.run(transfer.clear(table))
+
+        await self._transfers.use(lambda connection: self._transactions.run(connection, clear))
+
+    @property
+    def emptied_by(self) -> str:
+        return f"first remove all it holds, in psql: DROP SCHEMA {self._server.target.schema} CASCADE"
 
     async def other_users(self) -> int:
         return await self._transfers.use(lambda connection: nodes.others(connection, self._node))

@@ -177,12 +177,12 @@ async def test_nothing_is_given_up_when_it_is_not_the_values_that_storage_refuse
     claim = Claim(message=message, claim_no=1, claimed_at=NOW)
     asked: list[Settlement] = []
 
-    class WithoutRights:
+    class OfOtherTables:
         async def settle(self, settlements: list[Settlement]) -> list[int]:
             asked.extend(settlements)
-            raise Rejected("permission denied for table messages")
+            raise Rejected('column "terms" does not exist')
 
-    async with a_desk(WithoutRights()) as desk:  # type: ignore[arg-type]
+    async with a_desk(OfOtherTables()) as desk:  # type: ignore[arg-type]
         await desk.settle(outcome(claim))
     assert all(settlement.publishes for settlement in asked)
     [line] = desk.lines.named("settlement.failed")

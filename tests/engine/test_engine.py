@@ -421,6 +421,21 @@ async def test_a_bug_while_sending_is_a_failed_attempt_and_not_a_stuck_message(r
     assert isinstance(broke["exc"], ZeroDivisionError)
 
 
+async def test_it_is_known_why_nothing_is_claimed_until_something_is(storage: Storage) -> None:
+    faulty = Faulty(storage)
+    rig = Rig(WithHint(faulty, storage))
+    async with rig.running():
+        assert rig.engine.outage.reason is None
+        faulty.before = _only("claim", storage_is_away)
+        await rig.pass_time_until(lambda: rig.engine.outage.lasted_ms >= 10_000, step_ms=250)
+        assert rig.engine.outage.reason == "the disk is full"
+        assert len(rig.lines.named("engine.waiting")) == 4
+        faulty.before = _nothing_wrong
+        await rig.pass_time_until(lambda: rig.engine.outage.reason is None, step_ms=250)
+        (resumed,) = rig.lines.named("engine.resumed")
+        assert cast(int, resumed["waited_ms"]) >= 10_000
+
+
 async def test_outcomes_wait_for_storage_to_come_back(storage: Storage) -> None:
     faulty = Faulty(storage)
     rig = Rig(WithHint(faulty, storage))
