@@ -13,7 +13,7 @@ from storage.migrate import migrations_of, missing, unknown
 from storage.postgres import driver
 from storage.postgres.connections import transaction
 from storage.postgres.driver import Connection, Target
-from storage.protocol import CannotOpen
+from storage.protocol import CannotOpen, Rejected
 
 #: Advisory locks, each until the end of a transaction: what is locked, within the schema.
 MIGRATIONS, NODES, FORGETTING, SCHEDULES, URL_GROUPS, QUEUES, ACCOUNTS = 1, 2, 3, 4, 5, 6, 7
@@ -40,8 +40,8 @@ def free(schema: str, what: int) -> str:
 
 async def prepare(connection: Connection, target: Target, *, migrate: bool) -> None:
     """Make the schema what this version needs. Raises `CannotOpen` when it must not, or may not, be changed."""
-    version, replica = (await connection.rows(_SERVER))[0]
-    problem = driver.version_problem(int(version) // 10_000)
+    version, encoding, replica = (await connection.rows(_SERVER))[0]
+    problem = driver.version_problem(int(version) // 10_000) or driver.encoding_problem(encoding)
     if problem is not None:
         raise CannotOpen(problem)
     if replica:
@@ -54,7 +54,7 @@ async def prepare(connection: Connection, target: Target, *, migrate: bool) -> N
         )
     try:
         await transaction(connection, lambda connection: _migrate(connection, target))
-    except (driver.Rejected, Unavailable) as refused:
+    except (Rejected, Unavailable) as refused:
         if isinstance(refused, Unavailable) and not driver.lacks_rights(refused):
             raise
         raise CannotOpen(
@@ -62,7 +62,9 @@ async def prepare(connection: Connection, target: Target, *, migrate: bool) -> N
         ) from refused
 
 
-_SERVER = "SELECT current_setting('server_version_num')::integer, pg_is_in_recovery()"
+_SERVER = """
+    SELECT current_setting('server_version_num')::integer, current_setting('server_encoding'), pg_is_in_recovery()
+"""
 
 
 async def _migrate(connection: Connection, target: Target) -> None:
