@@ -93,7 +93,7 @@ async def test_the_real_command_starts_on_a_torn_log(left: Remains, tmp_path: Pa
     os.truncate(log, log.stat().st_size - 100)
     async with a_world(tmp_path, url) as world:
         await world.node.serve()
-        assert await world.client.status("/readyz") == 200
+        await world.started()
         for message_id, _ in left.commits[:-1]:
             assert await world.client.status(f"/v2/messages/{message_id}") == 200
         assert await world.client.status(f"/v2/messages/{left.commits[-1][0]}") == 404
