@@ -36,7 +36,7 @@ from relay.engine.signer import Signer
 from relay.greeting import Mode
 from relay.ids import Ids, random_name
 from relay.log import BridgeHandler, Log, StreamLog
-from relay.metrics import Metrics
+from relay.metrics import Metrics, depths
 from relay.peers import Peers
 from signing import generate_key
 from storage.copy import CannotCopy, Copied, refuse_unfinished
@@ -471,14 +471,16 @@ class Relay:
         return own if self._peers is None else await self._peers.problems(own)
 
     async def render_metrics(self) -> bytes:
-        """The Prometheus text, true when it is asked for; depths stay as they were while storage is away."""
+        """The Prometheus text, true when it is asked for; depths are missing while they cannot be told."""
+        own = await self._own_numbers()
         with contextlib.suppress(Unavailable):
             stats = await self._storage.stats()
             waiting_ms = 0 if stats.oldest_due_at is None else self._clock.now() - stats.oldest_due_at
-            self.metrics.live.set(stats.live)
-            self.metrics.dead_letters.set(stats.dead_letters)
-            self.metrics.oldest_due_seconds.set(max(0, waiting_ms) / 1000)
-        own = await self._own_numbers()
+            own += depths(
+                live=stats.live,
+                dead_letters=stats.dead_letters,
+                oldest_due_seconds=max(0, waiting_ms) / 1000,
+            )
         return own if self._peers is None else await self._peers.metrics(own)
 
     async def _own_problems(self) -> Sequence[str]:

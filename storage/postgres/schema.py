@@ -17,7 +17,10 @@ from storage.postgres.driver import Connection, Target
 from storage.protocol import CannotOpen
 
 #: Advisory locks, each for the end of a transaction: what is locked, within the schema.
-MIGRATIONS, NODES, FORGETTING, SCHEDULES, URL_GROUPS, QUEUES, ACCOUNTS = 1, 2, 3, 4, 5, 6, 7
+MIGRATIONS, NODES, FORGETTING, SCHEDULES, URL_GROUPS, QUEUES, ACCOUNTS, LEDGER = 1, 2, 3, 4, 5, 6, 7, 8
+
+#: Those that nobody may wait for with a connection in hand.
+IN_TURN = (FORGETTING, SCHEDULES, URL_GROUPS, QUEUES, ACCOUNTS)
 
 _KNOWN = migrations_of("storage.postgres")
 
@@ -25,6 +28,11 @@ _KNOWN = migrations_of("storage.postgres")
 def advisory_lock(schema: str, what: int) -> str:
     """The statement that locks, until the end of the transaction, one thing of one relay in this database."""
     return f"SELECT pg_advisory_xact_lock({_signed(crc32(schema.encode()))}, {what})"
+
+
+def try_advisory_lock(schema: str, what: int) -> str:
+    """The same without waiting: its one value says whether it was to be had."""
+    return f"SELECT pg_try_advisory_xact_lock({_signed(crc32(schema.encode()))}, {what})"
 
 
 async def prepare(connection: Connection, target: Target, *, migrate: bool) -> None:

@@ -18,7 +18,7 @@ from relay.domain.tenant import Principal, Tenant, TenantLimits, Token
 from relay.domain.url_group import Endpoint, EndpointRef, UrlGroup
 from relay.ids import Ids, random_name
 from storage.codec import Row
-from storage.postgres import nodes, schema, work
+from storage.postgres import ledger, nodes, schema, work
 from storage.postgres.connections import Pool, Server, run, transaction
 from storage.postgres.driver import Connection, Session, Target
 from storage.postgres.horizon import Horizon
@@ -46,7 +46,7 @@ from storage.protocol import (
 from storage.sql import archive, cancel, catalog, gates, schedules, transfer, url_groups
 from storage.sql.gates import LONGEST_LEASE_MS
 from storage.sql.road import Acceptance, cost_of_messages, cost_of_settlements
-from storage.sql.script import Query, Script, slices
+from storage.sql.script import Script, slices
 
 T = TypeVar("T")
 
@@ -61,9 +61,9 @@ _OPENING = Session(longest_s=600.0)
 #: A machine whose clock is further off is not ready: what we cannot correct (certificates, other programs) errs.
 _SKEW_MS = 30_000
 
-#: Lines of the ledger beyond which they are folded into one, and how many at once.
-_FOLD_ROWS = 1_000
-_FOLD_AT_ONCE = 20_000
+#: How often whoever waits for its turn in a single file asks again.
+_TURN_S = 0.02
+_NO_TURN = "another process has what is wanted in hand, and for too long"
 
 #: New gates get numbers after those that were carried here.
 _NUMBER_ON = "SELECT setval(pg_get_serial_sequence('gates', 'id'), max(id)) FROM gates"
@@ -178,7 +178,13 @@ class PostgresStorage:
         #: One walk through history at a time, so that other searches need not wait.
         self._walks = Pool(server, _SEARCH, 1)
         self._changes = Pool(server, _CHANGE, 2)
+        #: What all processes do one after the other, those of this one do before they ask.
+        self._turns = {what: asyncio.Lock() for what in schema.IN_TURN}
         self._transfers = Pool(server, _TRANSFER, 1)
+        self._adding = asyncio.Lock()
+        #: The page of the ledger up to which this process has folded it.
+        self._folded = 0
+        self._shorten_at = 0.0
         self._watch = Watch(server, node, clock, woken=self._woken)
 
     @property
@@ -292,12 +298,10 @@ class PostgresStorage:
     # Schedules
 
     async def put_schedule(self, schedule: Schedule, *, limit: int) -> Schedule | None:
-        async def put(tx: Tx) -> Schedule | None:
-            # Two that are new must not both be the last one within the limit.
-            await self._lock(tx, schema.SCHEDULES)
-            return await tx.run(schedules.put_schedule(schedule, limit=limit))
-
-        return await self._change(put)
+        # Two that are new must not both be the last one within the limit.
+        return await self._in_turn(
+            schema.SCHEDULES, lambda tx: tx.run(schedules.put_schedule(schedule, limit=limit))
+        )
 
     async def schedule(self, tenant: TenantId, schedule_id: str) -> ScheduleView | None:
         return await self._lookups.read(lambda: schedules.schedule(tenant, schedule_id))
@@ -343,25 +347,23 @@ class PostgresStorage:
         max_endpoints: int,
         now: int,
     ) -> bool:
-        async def put(tx: Tx) -> bool:
-            # What is put is put to what is there, and two that are new must not both be the last one.
-            await self._lock(tx, schema.URL_GROUPS)
-            return await tx.run(
+        # What is put is put to what is there, and two that are new must not both be the last one.
+        return await self._in_turn(
+            schema.URL_GROUPS,
+            lambda tx: tx.run(
                 url_groups.put_endpoints(
                     tenant, name, endpoints, max_groups=max_groups, max_endpoints=max_endpoints, now=now
                 )
-            )
-
-        return await self._change(put)
+            ),
+        )
 
     async def remove_endpoints(
         self, tenant: TenantId, name: str, removed: Sequence[EndpointRef], *, now: int
     ) -> bool:
-        async def remove(tx: Tx) -> bool:
-            await self._lock(tx, schema.URL_GROUPS)
-            return await tx.run(url_groups.remove_endpoints(tenant, name, removed, now=now))
-
-        return await self._change(remove)
+        return await self._in_turn(
+            schema.URL_GROUPS,
+            lambda tx: tx.run(url_groups.remove_endpoints(tenant, name, removed, now=now)),
+        )
 
     async def put_group_headers(self, tenant: TenantId, name: str, headers: Headers, *, now: int) -> bool:
         return await self._write(lambda: url_groups.put_group_headers(tenant, name, headers, now=now))
@@ -391,16 +393,16 @@ class PostgresStorage:
         now: int,
     ) -> bool:
         async def write(tx: Tx) -> bool:
-            if limit is not None:
-                # Two that are new must not both be the last one within the limit.
-                await self._lock(tx, schema.QUEUES)
             done, opens_at = await tx.run(
                 gates.change(tenant, kind, name, change, create=create, limit=limit, now=now)
             )
             tx.opens(opens_at, now)
             return done
 
-        return await self._change(write)
+        if limit is None:
+            return await self._change(write)
+        # Two that are new must not both be the last one within the limit.
+        return await self._in_turn(schema.QUEUES, write)
 
     async def delete_queue(self, tenant: TenantId, name: str, *, now: int) -> bool:
         gate = await self._write(lambda: gates.retire(tenant, name, now))
@@ -472,14 +474,13 @@ class PostgresStorage:
     # Accounts
 
     async def add_tenant(self, user_id: str, *, current_key: str, next_key: str, now: int) -> Tenant | None:
-        async def add(tx: Tx) -> Tenant | None:
-            # Two of one name must not both find that there is none.
-            await self._lock(tx, schema.ACCOUNTS)
-            return await tx.run(
+        # Two of one name must not both find that there is none.
+        return await self._in_turn(
+            schema.ACCOUNTS,
+            lambda tx: tx.run(
                 catalog.add_tenant(user_id, current_key=current_key, next_key=next_key, now=now)
-            )
-
-        return await self._change(add)
+            ),
+        )
 
     async def put_limits(self, tenant: TenantId, limits: TenantLimits, *, now: int) -> bool:
         return await self._write(lambda: catalog.put_limits(tenant, limits, now=now))
@@ -529,20 +530,18 @@ class PostgresStorage:
         self, tenant: TenantId, ids: Sequence[DeadLetterId]
     ) -> Sequence[DeadLetterId]:
         async def delete(tx: Tx) -> Sequence[DeadLetterId]:
-            await self._lock(tx, schema.FORGETTING)
             deleted = await tx.run(archive.delete_dead_letters(tenant, ids))
             tx.dead_letters -= len(deleted)
             await tx.run(archive.forget(deleted.values()))
             return list(deleted)
 
-        return await self._change(delete)
+        return await self._in_turn(schema.FORGETTING, delete)
 
     async def redrive(
         self, tenant: TenantId, pairs: Sequence[tuple[DeadLetterId, Message]], *, now: int
     ) -> Sequence[MessageId]:
         async def redrive(tx: Tx) -> Sequence[MessageId]:
             # Killed before the commit, the dead letters are still there; after it, their messages are alive.
-            await self._lock(tx, schema.FORGETTING)
             fresh = dict(reversed(pairs))
             deleted = await tx.run(archive.delete_dead_letters(tenant, list(fresh)))
             tx.dead_letters -= len(deleted)
@@ -551,16 +550,15 @@ class PostgresStorage:
             await tx.run(archive.forget(deleted.values()))
             return [receipt.message_id for receipt in published[0].receipts]
 
-        return await self._change(redrive)
+        return await self._in_turn(schema.FORGETTING, redrive)
 
     async def prune(self, retention: Retention, *, now: int, limit: int) -> int:
         async def prune(tx: Tx) -> int:
-            await self._lock(tx, schema.FORGETTING)
             removed = await tx.run(archive.prune(retention, now=now, limit=limit))
             tx.dead_letters -= removed.dead_letters
             return removed.rows
 
-        removed = await self._change(prune)
+        removed = await self._in_turn(schema.FORGETTING, prune)
         left = await self._lookups.read(gates.retired)
         if left is None:
             return removed
@@ -569,11 +567,44 @@ class PostgresStorage:
         ids = await self._lookups.read(lambda: gates.stragglers(gate, limit=min(limit, cancel.BITE)))
         return removed + len(await self._cancel(tenant, ids, len(ids), now))
 
+    async def fold(self) -> bool:
+        lock = schema.try_advisory_lock(self._server.target.schema, schema.LEDGER)
+
+        async def fold(tx: Tx) -> tuple[int, int]:
+            # Killed before the commit, the lines are as they were. Another that folds does it for all.
+            return await tx.run(ledger.fold(self._folded)) if (await tx.rows(lock))[0][0] else (0, 0)
+
+        self._folded, pages = await self._change(fold)
+        now = asyncio.get_running_loop().time()
+        if not self._folded and pages > ledger.LONG and now >= self._shorten_at:
+            self._shorten_at = now + ledger.SHORTEN_S
+            await self._searches.use(
+                lambda connection: connection.run(ledger.shorten(self._server.target.schema))
+            )
+        return self._folded > 0
+
     async def stats(self) -> Stats:
-        live, dead_letters, rows, oldest_due_at = await self._lookups.read(_depths)
-        if rows > _FOLD_ROWS:
-            await self._write(_fold)
+        oldest_due_at = await self._lookups.read(ledger.oldest_due)
+        live, dead_letters = await self._depths() or (None, None)
         return Stats(live=live, dead_letters=dead_letters, oldest_due_at=oldest_due_at)
+
+    async def _depths(self) -> tuple[int, int] | None:
+        """The sum of the ledger; None when it is so long that adding it up takes too long.
+
+        However many ask, one connection is busy with it.
+        """
+        try:
+            async with asyncio.timeout(ledger.LONGEST_S):
+                await self._adding.acquire()
+        except TimeoutError:
+            return None
+        try:
+            return await self._lookups.transaction(lambda connection: run(connection, ledger.depths()))
+        except Unavailable as problem:
+            _log.warning("the depths cannot be told: %s", problem)
+            return None
+        finally:
+            self._adding.release()
 
     # Transfer
 
@@ -646,8 +677,35 @@ class PostgresStorage:
         """Run a script in a transaction; it is made anew each time the transaction has to be repeated."""
         return await self._change(lambda tx: tx.run(script()))
 
-    async def _lock(self, tx: Tx, what: int) -> None:
-        await tx.rows(schema.advisory_lock(self._server.target.schema, what))
+    async def _in_turn(self, what: int, work: Callable[[Tx], Awaitable[T]]) -> T:
+        """Like `_change`, for what all processes do one after the other.
+
+        Whoever waits for its turn holds no connection meanwhile, and of one process one at a time asks for it: what
+        fires, pauses, permits and answers for readiness needs those connections, and must not queue behind a
+        process that was frozen in its turn.
+        """
+        lock = schema.try_advisory_lock(self._server.target.schema, what)
+
+        async def attempt(tx: Tx) -> tuple[T] | None:
+            if not (await tx.rows(lock))[0][0]:
+                return None
+            return (await work(tx),)
+
+        until = asyncio.get_running_loop().time() + _CHANGE.longest_s
+        turn = self._turns[what]
+        try:
+            async with asyncio.timeout_at(until):
+                await turn.acquire()
+        except TimeoutError:
+            raise Unavailable(_NO_TURN, retry_after_s=2) from None
+        try:
+            while (done := await self._change(attempt)) is None:
+                if asyncio.get_running_loop().time() >= until:
+                    raise Unavailable(_NO_TURN, retry_after_s=2)
+                await asyncio.sleep(_TURN_S)
+            return done[0]
+        finally:
+            turn.release()
 
     def _due(self, due_at: int, soon: bool) -> None:
         """A commit of this process made something due that nobody holds."""
@@ -691,34 +749,6 @@ def _passes_gates(settlement: Settlement) -> bool:
 def _report(future: "asyncio.Future[Sequence[MessageId]]") -> None:
     if not future.cancelled() and future.exception() is not None:
         _log.warning(_NOT_HANDED_BACK, future.exception())
-
-
-def _depths() -> Script[tuple[int, int, int, int | None]]:
-    """Living, dead, lines of the ledger, and the due time of the oldest that nobody holds."""
-    rows = yield Query(
-        "SELECT coalesce(sum(live), 0)::bigint, coalesce(sum(dead_letters), 0)::bigint, count(*) FROM depths"
-    )
-    # At most the deliveries in flight are passed over before the first that waits.
-    oldest = yield Query(
-        "SELECT due_at FROM deliveries WHERE due_at IS NOT NULL AND state <> 2 ORDER BY due_at LIMIT 1"
-    )
-    live, dead_letters, count = rows[0]
-    return live, dead_letters, count, oldest[0][0] if oldest else None
-
-
-def _fold() -> Script[None]:
-    """Many lines of the ledger become one. Two that fold at once fold different lines."""
-    yield Query(
-        f"""
-        WITH gone AS (
-            DELETE FROM depths WHERE ctid = ANY (
-                ARRAY(SELECT ctid FROM depths LIMIT {_FOLD_AT_ONCE} FOR UPDATE SKIP LOCKED)
-            ) RETURNING live, dead_letters
-        )
-        INSERT INTO depths (live, dead_letters)
-        SELECT sum(live), sum(dead_letters) FROM gone HAVING count(*) > 0
-        """
-    )
 
 
 async def _greatest(connection: Connection, table: str, key: str) -> int:

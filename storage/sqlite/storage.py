@@ -494,6 +494,10 @@ class SqliteStorage:
 
         return await self._call(prune)
 
+    async def fold(self) -> bool:
+        # The one writer counts as it goes.
+        return False
+
     async def stats(self) -> Stats:
         return Stats(
             live=self._live,

@@ -291,17 +291,6 @@ async def test_what_another_node_writes_into_the_past_is_found_all_the_same(join
     assert [claim.message for claim in await take(claiming, now=NOW + 70_000)] == [message]
 
 
-async def test_all_nodes_count_alike_however_long_the_ledger(join: Open, database: Any) -> None:
-    nodes = await three(join)
-    await database.execute("INSERT INTO depths SELECT 1, 2 FROM generate_series(1, 1500)")
-    await asyncio.gather(*(accept(nodes[n % 3], a_message()) for n in range(12)))
-    expected = (1512, 3000)
-    for _ in range(2):
-        counts = await asyncio.gather(*(node.stats() for node in nodes))
-        assert {(stats.live, stats.dead_letters) for stats in counts} == {expected}
-    assert await database.fetchval("SELECT count(*) FROM depths") < 100
-
-
 async def test_history_keeps_the_order_in_which_nodes_took_turns(join: Open) -> None:
     nodes = await three(join)
     message = a_message(max_retries=2)
