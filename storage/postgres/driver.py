@@ -329,6 +329,11 @@ def is_collision(error: BaseException) -> bool:
     return isinstance(error, Unavailable) and state_of(error.__cause__) in ("40001", "40P01")
 
 
+def is_locked(error: BaseException) -> bool:
+    """Somebody else held a lock for longer than `lock_timeout`."""
+    return isinstance(error, Unavailable) and state_of(error.__cause__) == "55P03"
+
+
 def unavailable(error: BaseException) -> Unavailable | None:
     """The error as the state of the server, if that is what it tells; None when one statement was wrong."""
     state = state_of(error)

@@ -10,9 +10,11 @@ import pytest
 
 from relay.domain.delivery import State, released
 from relay.domain.errors import Unavailable
+from relay.domain.gates import Configure, GateKind
 from relay.domain.message import MessageId
+from relay.domain.url_group import Endpoint
 from relay.ids import Ids
-from storage.postgres import open_postgres
+from storage.postgres import open_postgres, schema
 from storage.postgres.driver import Rejected, target_of
 from storage.postgres.nodes import SILENCE_S
 from storage.postgres.storage import PostgresStorage
@@ -24,6 +26,7 @@ from tests.contract.steps import (
     LATER,
     LEASE_MS,
     accept,
+    ask_permits,
     bury,
     deliver,
     fail,
@@ -181,6 +184,41 @@ async def test_what_one_node_forgets_while_another_buries_the_rest_leaves_no_mes
         pass
     assert await database.fetchval("SELECT count(*) FROM messages") == 0
     assert await database.fetchval("SELECT count(*) FROM events") == 0
+
+
+@pytest.mark.parametrize("what", schema.IN_TURN)
+async def test_who_waits_for_a_turn_holds_up_nothing_but_what_has_to_wait_for_the_same(
+    what: int, url: str, join: Open, database: Any
+) -> None:
+    node = await join()
+    schedule = await put(node, a_schedule())
+    letters = [await bury(node, a_message(max_retries=0)) for _ in range(4)]
+    message = a_message()
+    await accept(node, message)
+    change = Configure(paused=True)
+    turns: dict[int, Callable[[int], Awaitable[object]]] = {
+        schema.FORGETTING: lambda n: node.delete_dead_letters(TENANT, [letters[n].id]),
+        schema.SCHEDULES: lambda n: put(node, a_schedule(f"new_{n}")),
+        schema.URL_GROUPS: lambda n: node.put_endpoints(
+            TENANT, f"g{n}", [Endpoint(url="http://a.test")], max_groups=9, max_endpoints=9, now=NOW
+        ),
+        schema.QUEUES: lambda n: node.change_gate(
+            TENANT, GateKind.QUEUE, f"q{n}", change, create=True, limit=9, now=NOW
+        ),
+        schema.ACCOUNTS: lambda n: node.add_tenant(f"t{n}", current_key="1", next_key="2", now=NOW),
+    }
+    async with database.transaction():
+        await database.execute(schema.advisory_lock(target_of(url).schema, what))
+        waiting = [asyncio.ensure_future(turns[what](n)) for n in range(4)]
+        async with asyncio.timeout(10):
+            await node.ping()
+            assert await node.fire(a_firing(schedule), now=NOW)
+            await node.change_gate(TENANT, GateKind.FLOW, "key", change, create=True, now=NOW)
+            assert await node.cancel(TENANT, EVERYTHING, limit=None, now=NOW) == [message.id]
+            await ask_permits(node, [])
+        assert not any(one.done() for one in waiting)
+    async with asyncio.timeout(10):
+        assert all(await asyncio.gather(*waiting))
 
 
 async def test_every_node_has_a_number_of_its_own(join: Open) -> None:
