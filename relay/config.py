@@ -26,6 +26,8 @@ _SERVICE_LINK = re.compile(
     r"RELAY_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
 _VISIBLE = re.compile(r"[!-~]+")
+#: 256 processes are told apart by their numbers; who starts the workers has one of them.
+_MOST_WORKERS = 255
 
 
 class ConfigError(Exception):
@@ -85,6 +87,16 @@ def _positive(value: str) -> int:
     number = _count(value)
     if number == 0:
         raise ValueError("it must be at least 1")
+    return number
+
+
+def _workers(value: str) -> int:
+    number = _positive(value)
+    if number > _MOST_WORKERS:
+        raise ValueError(
+            f"it must be at most {_MOST_WORKERS}: 256 processes can share a database, and whoever starts the others"
+            " is one of them"
+        )
     return number
 
 
@@ -165,7 +177,7 @@ class Config:
     port: int = _setting(8080, _port, "8080", "TCP port; 0 lets the system choose one.")
     workers: int = _setting(
         1,
-        _positive,
+        _workers,
         "1",
         "Processes that share the port, with PostgreSQL; other limits are each process's own.",
     )

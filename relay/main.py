@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from relay import accounts, greeting
@@ -41,9 +41,12 @@ from relay.peers import Peers
 from signing import generate_key
 from storage.copy import CannotCopy, Copied, refuse_unfinished
 from storage.copy import copy as copy_all
-from storage.postgres import open_postgres
+from storage.postgres import open_postgres, open_postgres_accounts
 from storage.protocol import Accounts, CannotOpen, Storage
 from storage.sqlite import SqliteAccounts, open_accounts, open_sqlite
+
+if TYPE_CHECKING:
+    from storage.postgres.accounts import PostgresAccounts
 
 T = TypeVar("T")
 
@@ -257,9 +260,9 @@ def administer(
     return run_command(on_accounts())
 
 
-async def _open_accounts(url: str, clock: Clock) -> Storage | SqliteAccounts:
-    if url.startswith(_POSTGRES):
-        return await open_storage(url, clock=clock, migrate=False)
+async def _open_accounts(url: str, clock: Clock) -> "PostgresAccounts | SqliteAccounts":
+    if isinstance(clock, SharedClock):
+        return await open_postgres_accounts(url, clock=clock)
     return await open_accounts(url)
 
 

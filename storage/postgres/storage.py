@@ -18,7 +18,7 @@ from relay.domain.tenant import Principal, Tenant, TenantLimits, Token
 from relay.domain.url_group import Endpoint, EndpointRef, UrlGroup
 from relay.ids import Ids, random_name
 from storage.codec import Row
-from storage.postgres import ledger, nodes, schema, work
+from storage.postgres import firings, ledger, nodes, schema, work
 from storage.postgres.connections import Pool, Server, run, transaction
 from storage.postgres.driver import Connection, Session, Target
 from storage.postgres.horizon import Horizon
@@ -180,6 +180,9 @@ class PostgresStorage:
         self._changes = Pool(server, _CHANGE, 2)
         #: What all processes do one after the other, those of this one do before they ask.
         self._turns = {what: asyncio.Lock() for what in schema.IN_TURN}
+        self._firings: Lane[firings.Call, bool] = Lane(
+            server, _CHANGE, Work(self._fire, self._fire_alone), pool=self._changes
+        )
         self._transfers = Pool(server, _TRANSFER, 1)
         self._adding = asyncio.Lock()
         #: The page of the ledger up to which this process has folded it.
@@ -323,14 +326,8 @@ class PostgresStorage:
         return await self._lookups.read(lambda: schedules.due_schedules(now=now, limit=limit))
 
     async def fire(self, firing: Firing, *, now: int) -> bool:
-        async def fire(tx: Tx) -> bool:
-            # Killed before the commit, the tick is still to come; after it, its messages are there: never both.
-            if not await tx.run(schedules.advance(firing)):
-                return False
-            await work.accept(tx, [Acceptance(firing.messages, now, None)])
-            return True
-
-        return await self._change(fire)
+        self._watch.check()
+        return await self._firings.submit(firings.Call(firing, now), cost_of_messages(firing.messages))
 
     async def runs(self, tenant: TenantId, schedule_id: str, *, limit: int) -> Sequence[Run]:
         return await self._lookups.read(lambda: schedules.runs(tenant, schedule_id, limit=limit))
@@ -651,7 +648,12 @@ class PostgresStorage:
         if self._closed:
             return
         self._closed = True
-        await asyncio.gather(self._publishes.close(), self._gated_publishes.close(), self._claims.close())
+        await asyncio.gather(
+            self._publishes.close(),
+            self._gated_publishes.close(),
+            self._claims.close(),
+            self._firings.close(),
+        )
         await asyncio.gather(self._settlements.close(), self._gated_settlements.close())
         await self._watch.close()
         try:
@@ -676,6 +678,12 @@ class PostgresStorage:
     async def _write(self, script: Callable[[], Script[T]]) -> T:
         """Run a script in a transaction; it is made anew each time the transaction has to be repeated."""
         return await self._change(lambda tx: tx.run(script()))
+
+    async def _fire(self, connection: Connection, calls: Sequence[firings.Call]) -> Sequence[bool]:
+        return await self._transactions.run(connection, lambda tx: firings.fire(tx, calls))
+
+    async def _fire_alone(self, connection: Connection, call: firings.Call) -> bool:
+        return (await self._fire(connection, [call]))[0]
 
     async def _in_turn(self, what: int, work: Callable[[Tx], Awaitable[T]]) -> T:
         """Like `_change`, for what all processes do one after the other.

@@ -8,13 +8,15 @@ from typing import Any
 import asyncpg
 import pytest
 
+from relay.clock import SharedClock
 from relay.domain.delivery import State, released
 from relay.domain.errors import Unavailable
 from relay.domain.gates import Configure, GateKind
-from relay.domain.message import MessageId
+from relay.domain.message import MessageId, SignedBy
+from relay.domain.tenant import TenantLimits, Token
 from relay.domain.url_group import Endpoint
 from relay.ids import Ids
-from storage.postgres import open_postgres, schema
+from storage.postgres import open_postgres, open_postgres_accounts, schema
 from storage.postgres.driver import Rejected, target_of
 from storage.postgres.nodes import SILENCE_S
 from storage.postgres.storage import PostgresStorage
@@ -153,6 +155,44 @@ async def test_one_tick_is_fired_by_one_of_all_nodes(join: Open) -> None:
     assert [claim.message for claim in await take(nodes[1])] == [messages[won.index(True)]]
 
 
+async def test_of_many_ticks_that_all_nodes_fire_together_each_is_fired_by_one(join: Open) -> None:
+    nodes = await three(join)
+    stored = [await put(nodes[0], a_schedule(f"scd_{n}")) for n in range(60)]
+    calls = []
+    for n, node in enumerate(nodes):
+        # No two in the same order.
+        order = random.Random(n).sample(stored, len(stored))
+        calls += [(one, node.fire(a_firing(one, a_message(schedule_id=one.id)), now=NOW)) for one in order]
+    won = await asyncio.gather(*(call for _, call in calls))
+    winners = [one.id for (one, _), first in zip(calls, won, strict=True) if first]
+    assert sorted(winners) == sorted(one.id for one in stored)
+    claimed = await take(nodes[1])
+    assert sorted(claim.message.schedule_id or "" for claim in claimed) == sorted(winners)
+    assert (await nodes[2].stats()).live == 60
+    for one in stored:
+        (run,) = await nodes[0].runs(TENANT, one.id, limit=9)
+        assert len(run.message_ids) == 1
+
+
+async def test_a_tick_that_cannot_be_written_holds_up_none_that_is_fired_with_it(join: Open) -> None:
+    node = await join()
+    stored = [await put(node, a_schedule(f"scd_{n}")) for n in range(9)]
+    spoiling = a_message()
+    await accept(node, spoiling)
+    fired = await asyncio.gather(
+        *(
+            node.fire(a_firing(one, spoiling if n == 4 else a_message()), now=NOW)
+            for n, one in enumerate(stored)
+        ),
+        return_exceptions=True,
+    )
+    assert isinstance(fired.pop(4), Rejected)
+    assert fired == [True] * 8
+    left, _ = await node.due_schedules(now=NOW, limit=99)
+    assert [one.schedule.id for one in left] == ["scd_4"]
+    assert (await node.stats()).live == 9
+
+
 async def test_schedules_put_on_several_nodes_at_once_stay_within_the_limit(join: Open) -> None:
     nodes = await three(join)
     schedules = [a_schedule(f"scd_{n}") for n in range(12)]
@@ -277,6 +317,35 @@ async def test_with_every_number_taken_no_further_process_can_start(join: Open, 
     )
     assert (await join()).node == 200
     assert node.node != 200
+
+
+async def test_accounts_are_managed_without_a_number(url: str, join: Open, database: Any) -> None:
+    node = await join()
+    await database.execute(
+        "INSERT INTO nodes SELECT n, 'somebody', clock_timestamp() FROM generate_series(0, 255) n"
+        " ON CONFLICT DO NOTHING"
+    )
+    held = await database.fetch("SELECT * FROM nodes WHERE owner = 'somebody'")
+    accounts = await open_postgres_accounts(url, clock=SharedClock())
+    try:
+        tenant = await accounts.add_tenant("acme", current_key="sig_1", next_key="sig_2", now=NOW)
+        assert tenant is not None
+        assert await accounts.add_tenant("acme", current_key="sig_3", next_key="sig_4", now=NOW) is None
+        limits = TenantLimits(max_parallelism=2)
+        token = Token(tenant=tenant.id, hash=b"h" * 32, read_only=False, created_at=NOW)
+        assert await accounts.put_limits(tenant.id, limits, now=NOW)
+        assert await accounts.put_signed_by(tenant.id, SignedBy.BOTH)
+        assert await accounts.put_disabled(tenant.id, at=NOW)
+        await accounts.issue_token(token)
+        assert await accounts.tokens(tenant.id) == await node.tokens(tenant.id) == [token]
+        assert await accounts.delete_token(token.hash)
+        assert await accounts.setting("no such setting") is None
+        assert await accounts.tenants() == await node.tenants()
+    finally:
+        await accounts.close()
+    (stored,) = (one for one in await node.tenants() if one.id == tenant.id)
+    assert (stored.limits, stored.signed_by, stored.disabled_at) == (limits, SignedBy.BOTH, NOW)
+    assert await database.fetch("SELECT * FROM nodes WHERE owner = 'somebody'") == held
 
 
 async def test_a_process_whose_number_went_to_another_makes_no_more_ids(join: Open, database: Any) -> None:
