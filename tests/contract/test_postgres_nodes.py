@@ -167,7 +167,7 @@ async def test_of_many_ticks_that_all_nodes_fire_together_each_is_fired_by_one(j
     winners = [one.id for (one, _), first in zip(calls, won, strict=True) if first]
     assert sorted(winners) == sorted(one.id for one in stored)
     claimed = await take(nodes[1])
-    assert sorted(claim.message.schedule_id or "" for claim in claimed) == sorted(winners)
+    assert sorted(claim.message.origin.schedule_id or "" for claim in claimed) == sorted(winners)
     assert (await nodes[2].stats()).live == 60
     for one in stored:
         (run,) = await nodes[0].runs(TENANT, one.id, limit=9)
