@@ -41,12 +41,14 @@ class Credentials:
 
     `token` is None when there is nothing to tell: it is configured, or an earlier start made it and only its
     hash is left. `untold_keys` says that this start made the keys of the account, and does not tell them.
+    `replaced` are the settings whose tokens took the place of others, which had been valid before.
     """
 
     token: str | None
     current_key: str
     next_key: str
     untold_keys: bool = False
+    replaced: tuple[str, ...] = ()
 
 
 def token_hash(token: str) -> bytes:
@@ -136,7 +138,7 @@ async def production(
     configured.
     """
     await catalog.put_setting(_PRODUCTION, "yes")
-    replaced = await _retire_published(catalog, config, fresh_key=fresh_key)
+    keys_replaced = await _retire_published(catalog, config, fresh_key=fresh_key)
     fresh = Tenant(
         id=DEFAULT_TENANT,
         user_id=user_id_of(config.token or "") or fresh_name("user_"),
@@ -153,11 +155,15 @@ async def production(
             )
             await catalog.put_tenant(tenant, now=now)
             await catalog.put_setting("configured_keys", configured)
+    replaced = []
     if config.readonly_token is not None:
-        await _only(catalog, config.readonly_token, Principal(tenant=tenant.id, read_only=True), now=now)
+        reader = Principal(tenant=tenant.id, read_only=True)
+        if await _only(catalog, config.readonly_token, reader, now=now):
+            replaced.append("RELAY_READONLY_TOKEN")
     told = None
     if config.token is not None:
-        await _only(catalog, config.token, Principal(tenant=tenant.id), now=now)
+        if await _only(catalog, config.token, Principal(tenant=tenant.id), now=now):
+            replaced.append("RELAY_TOKEN")
     elif not await _somebody_may_write(catalog, tenant.id, now=now):
         told = make_token(tenant.user_id, fresh_name(""))
     return Credentials(
@@ -165,8 +171,9 @@ async def production(
         current_key=tenant.current_key,
         next_key=tenant.next_key,
         untold_keys=config.token is not None
-        and (made or DEFAULT_TENANT in replaced)
+        and (made or DEFAULT_TENANT in keys_replaced)
         and config.current_signing_key is None,
+        replaced=tuple(replaced),
     )
 
 
@@ -261,9 +268,8 @@ async def remember_shown(catalog: Catalog, credentials: Credentials) -> None:
         await catalog.put_setting(_GENERATED, token_hash(credentials.token).hex())
 
 
-async def _only(catalog: Catalog, token: str | None, principal: Principal, *, now: int) -> None:
-    """Make `token` the tenant's only one of its kind; none at all when it is None."""
-    keep = None if token is None else token_hash(token)
-    if keep is not None:
-        await catalog.put_token(keep, principal, now=now)
-    await catalog.delete_tokens(principal.tenant, read_only=principal.read_only, keep=keep)
+async def _only(catalog: Catalog, token: str, principal: Principal, *, now: int) -> bool:
+    """Make `token` the tenant's only one of its kind, besides those that were issued; whether there were others."""
+    keep = token_hash(token)
+    await catalog.put_token(keep, principal, now=now)
+    return await catalog.delete_tokens(principal.tenant, read_only=principal.read_only, keep=keep) > 0

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from relay.domain.duration import parse_duration
 from relay.domain.tenant import Limits
@@ -44,6 +44,10 @@ def _visible(value: str) -> str:
     return value
 
 
+#: Parameters of a PostgreSQL URL that say who asks.
+_LOGIN = ("user", "password")
+
+
 def database_url(value: str) -> str:
     """A URL of the shape of one that can be opened. The errors do not repeat it: it may hold a password."""
     if value.startswith("sqlite:"):
@@ -53,16 +57,39 @@ def database_url(value: str) -> str:
                 " and an absolute one, as in sqlite:////var/lib/relay/relay.db"
             )
     elif value.startswith(("postgresql:", "postgres:")):
-        try:
-            urlsplit(value).port  # noqa: B018 - a port that is none is found when it is asked for
-        except ValueError:
-            raise ValueError("it must be like postgresql://user:password@host:5432/database") from None
+        _check_postgres(value)
     else:
         raise ValueError(
             "it must name a database this relay can open, such as sqlite:///relay.db or"
             " postgresql://user:password@host/database"
         )
     return value
+
+
+def _check_postgres(url: str) -> None:
+    """A password whose special characters were left as they are must not end up as a host that is looked up."""
+    unreadable = ValueError(
+        "it must be like postgresql://user:password@host:5432/database, where the characters @ / ? # [ ] and % of a"
+        " user and a password are percent-encoded (@ is %40, # is %23, / is %2F); or leave the password out and"
+        " set PGPASSWORD"
+    )
+    try:
+        parts = urlsplit(url)
+        login, _, hosts = parts.netloc.rpartition("@")
+        for host in hosts.split(","):
+            urlsplit(f"//{host}").port  # noqa: B018 - a port that is none is found when it is asked for
+        asked = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError:
+        raise unreadable from None
+    if (
+        not url.startswith(f"{parts.scheme}://")
+        or "#" in url
+        or "@" in login + parts.path
+        or any("@" in name or ("@" in value and name not in _LOGIN) for name, value in asked)
+    ):
+        raise unreadable
+    if parts.path in ("", "/") and not {"dbname", "database", "service"} & {name for name, _ in asked}:
+        raise ValueError("it names no database: postgresql://user:password@host:5432/database")
 
 
 def _port(value: str) -> int:
@@ -77,16 +104,16 @@ def _port(value: str) -> int:
     return number
 
 
-def _count(value: str) -> int:
+def _count(value: str, least: str = "zero") -> int:
     if not re.fullmatch(r"[0-9]{1,12}", value):
-        raise ValueError("it must be a whole number, zero or more")
+        raise ValueError(f"it must be a whole number, {least} or more")
     return int(value)
 
 
 def _positive(value: str) -> int:
-    number = _count(value)
+    number = _count(value, "one")
     if number == 0:
-        raise ValueError("it must be at least 1")
+        raise ValueError("it must be a whole number, one or more")
     return number
 
 
@@ -187,7 +214,8 @@ class Config:
         "sqlite:////var/lib/relay/relay.db",
         "Where messages live. Three slashes: relative to the working directory; four: absolute. Several relays"
         " share postgresql://user:password@host/database; ?pooler=transaction goes through a pgbouncer in"
-        " transaction mode, ?schema=name has the tables elsewhere than in the schema relay.",
+        " transaction mode, ?schema=name has the tables elsewhere than in the schema relay. A password is"
+        " percent-encoded in it, or left out and set in PGPASSWORD.",
     )
     migrate: bool = _setting(
         True,

@@ -31,6 +31,11 @@ class Fresh(Generic[K, V]):
             return None
         return found[0]
 
+    def last(self, key: K) -> V | None:
+        """What storage said when it was asked last, fresh or not; None, too, when that was forgotten."""
+        found = self._known.get(key)
+        return None if found is None else found[0]
+
     async def fetch(self, key: K, ask: Callable[[], Awaitable[V | None]]) -> V | None:
         """The value as storage has it now, or as the request on its way will bring it; raises what `ask` raises."""
         asked = self._asked.get(key)

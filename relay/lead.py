@@ -5,7 +5,6 @@ import contextlib
 import os
 import socket
 import sys
-import tempfile
 from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any
 
@@ -17,18 +16,27 @@ from relay.main import (
     binding,
     clock_for,
     credentials_for,
+    free_address,
     greet,
     hear_signals,
     logging_to,
     opened,
     url_of,
     warn_of_few_open_files,
+    warn_of_replaced_tokens,
 )
+from relay.meeting import meeting_place
+from relay.metrics import Metrics
+from relay.peers import tell_of_parent
 from relay.worker import Order
 from relay.workers import CannotStart, Workers
 
-#: What a process may take to end beside finishing its deliveries.
-_CLOSING_MS = 20_000
+#: What a process may take to end beside finishing its deliveries. Whoever started this relay must be more patient:
+#: deploy/ allows five seconds more.
+CLOSING_MS = 15_000
+#: A process is killed when it was silent for so long, or for as long as a lease if that is shorter. What it had in
+#: flight is taken over when its lease is over, killed or not. Whoever asks for liveness must be more patient.
+LONGEST_SILENCE_MS = 30_000
 
 
 async def lead(mode: Mode, config: Config, flags: Mapping[str, str]) -> int:
@@ -48,30 +56,39 @@ async def lead(mode: Mode, config: Config, flags: Mapping[str, str]) -> int:
     with (
         logging_to(config, clock) as log,
         reserved(config.host, config.port) as port,
-        # Nobody but this user may enter it.
-        tempfile.TemporaryDirectory(prefix="relay-", ignore_cleanup_errors=True) as directory,
+        meeting_place() as (directory, kept),
     ):
+        metrics = Metrics()
 
         def order(number: int) -> bytes:
             return msgspec.json.encode(
-                Order(mode=mode, flags=dict(flags), number=number, port=port, directory=directory)
+                Order(mode=mode, flags=dict(flags), number=number, port=port, directory=str(directory))
             )
+
+        def count_loss() -> None:
+            metrics.worker_restarts.inc()
+            with contextlib.suppress(OSError):  # a full disk must not keep anybody from being replaced
+                tell_of_parent(directory, metrics.render_of_parent())
 
         workers = Workers(
             [sys.executable, "-P", "-m", "relay.worker"],
             count=config.workers,
             order=order,
-            patience_ms=config.shutdown_timeout_ms + _CLOSING_MS,
+            silence_ms=min(config.lease_ms, LONGEST_SILENCE_MS),
+            patience_ms=config.shutdown_timeout_ms + CLOSING_MS,
             clock=clock,
             log=log,
+            on_loss=count_loss,
+            inherited=(kept,),
         )
 
         led.append(workers)
         ended_in_time = True
         try:
             warn_of_few_open_files(config, log)
-            async with opened(config, clock) as storage:
+            async with opened(config, clock, log) as storage:
                 credentials = await credentials_for(mode, storage, config, now=clock.now())
+                warn_of_replaced_tokens(credentials, log)
                 if await _unless(told_to_stop, workers.start()):
                     url = url_of(config.host, port)
                     await greet(mode, url, config.host, credentials, storage, clock)
@@ -108,15 +125,8 @@ def reserved(host: str, port: int) -> Iterator[int]:
     """
     with contextlib.ExitStack() as kept:
         with binding(host, port):
-            family, kind, protocol, _, address = socket.getaddrinfo(
-                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-            # One that is not shared finds out whether the port is in use; a shared one would join another.
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
-                address = probe.getsockname()
-            shared = kept.enter_context(socket.socket(family, kind, protocol))
+            family, address = free_address(host, port)
+            shared = kept.enter_context(socket.socket(family, socket.SOCK_STREAM))
             shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             shared.bind(address)
         yield address[1]

@@ -13,7 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from relay import accounts, greeting
 from relay.accounts import Credentials
@@ -37,13 +37,14 @@ from relay.greeting import Mode
 from relay.ids import Ids, random_name
 from relay.log import BridgeHandler, Log, StreamLog
 from relay.metrics import Metrics, depths
-from relay.peers import Peers
+from relay.peers import Peers, Standing
+from relay.question import Question
 from signing import generate_key
 from storage.copy import CannotCopy, Copied, refuse_unfinished
 from storage.copy import copy as copy_all
 from storage.postgres import open_postgres, open_postgres_accounts
 from storage.protocol import Accounts, CannotOpen, Storage
-from storage.sqlite import SqliteAccounts, open_accounts, open_sqlite
+from storage.sqlite import SqliteAccounts, file_of, open_accounts, open_sqlite
 
 if TYPE_CHECKING:
     from storage.postgres.accounts import PostgresAccounts
@@ -58,11 +59,17 @@ _DEV_DEFAULTS = {
     "log_format": "text",
 }
 _POSTGRES = ("postgresql:", "postgres:")
+#: What need not be said of where a database is.
+_DEFAULTS = (("port", "5432"), ("schema", "relay"))
 _BACKLOG = 1024
 #: Files a process needs beside those of deliveries in flight: connections of publishers, the database, logs.
 _OTHER_FILES = 256
+#: How long `relay_ready` goes by what the last probe of readiness found out. Scrapes prove nothing themselves.
+_PROOF_COUNTS_MS = 30_000
 #: What a killed client or a stuck connection may hold up, once everything else has stopped.
 _CLOSE_SECONDS = 2.0
+#: How long one of several processes may take to look what is due, until it makes all of them unready.
+_YOUNG_MS = 10_000
 
 
 def main(mode: Mode, flags: Mapping[str, str]) -> int:
@@ -149,8 +156,12 @@ async def run(mode: Mode, config: Config) -> int:
     clock = clock_for(config.database_url)
     with logging_to(config, clock) as log:
         warn_of_few_open_files(config, log)
-        async with opened(config, clock) as storage:
+        # Before a database is made, or migrated, by a relay that will not serve it.
+        with binding(config.host, config.port):
+            free_address(config.host, config.port)
+        async with opened(config, clock, log) as storage:
             credentials = await credentials_for(mode, storage, config, now=clock.now())
+            warn_of_replaced_tokens(credentials, log)
             relay = Relay(config, storage, clock=clock, log=log)
             url = await relay.start()
             await greet(mode, url, config.host, credentials, storage, clock)
@@ -158,6 +169,16 @@ async def run(mode: Mode, config: Config) -> int:
             await told_to_stop.wait()
             await stop(relay, log)
     return 0
+
+
+def warn_of_replaced_tokens(credentials: Credentials, log: Log) -> None:
+    """Whoever has an older one is refused from now on, also by nodes that have run for long."""
+    for setting in credentials.replaced:
+        log.warning(
+            "token.replaced",
+            setting=setting,
+            hint=f"{setting} was another one before, or a made one; clients that present that get 401 from now on",
+        )
 
 
 async def greet(
@@ -189,13 +210,19 @@ def logging_to(config: Config, clock: Clock) -> Iterator[Log]:
 
 
 @contextlib.asynccontextmanager
-async def opened(config: Config, clock: Clock) -> AsyncIterator[Storage]:
+async def opened(config: Config, clock: Clock, log: Log) -> AsyncIterator[Storage]:
     try:
         storage = await open_storage(config.database_url, clock=clock, migrate=config.migrate)
     except Unavailable as problem:
         raise Unavailable(f"{problem} (set by RELAY_DATABASE_URL or --database)") from None
     try:
         await refuse_unfinished(storage)
+        if versions := await storage.unknown_migrations():
+            log.warning(
+                "schema.newer",
+                version=versions[-1],
+                hint="a newer relay has migrated the database; what it added is ignored by this one",
+            )
         yield storage
     finally:
         await storage.close()
@@ -225,16 +252,38 @@ def binding(host: str, port: int) -> Iterator[None]:
         raise ConfigError(reason) from None
 
 
+def free_address(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
+    """What can be bound for them now (port 0: a free one); raises `OSError`, also when the port is in use.
+
+    A socket that shares its port would join another's. This one does not, and is gone when it has found out.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+        return family, probe.getsockname()
+
+
 def migrate(flags: Mapping[str, str]) -> int:
     """Bring the database up to date, or create it; the exit status."""
 
     async def program(config: Config) -> int:
         storage = await open_storage(config.database_url)
-        await storage.close()
-        print("the database is up to date")
+        try:
+            newer = await storage.unknown_migrations()
+        finally:
+            await storage.close()
+        print("the database is up to date" + (", and more: a newer relay has migrated it" if newer else ""))
         return 0
 
     return ending(lambda: run_command(program(load(os.environ, flags=flags))))
+
+
+def database(environment: Mapping[str, str], flags: Mapping[str, str]) -> str:
+    """The name of the configured database, without a password."""
+    return named(load(environment, flags=flags).database_url)
 
 
 def administer(
@@ -271,22 +320,29 @@ def copy(
     target_url: str,
     *,
     progress: Callable[[str, int, int], None],
+    starting_over: Callable[[], None],
     show: Callable[[Sequence[Copied]], None],
 ) -> int:
     """Carry everything from one database to another; 0 when both hold the same number of rows in the end.
 
-    `progress` hears of the table, the rows of it that were dealt with, and of how many; `show` of the end.
+    `progress` hears of the table, the rows of it that were dealt with, and of how many; `starting_over` that the
+    source has changed since an earlier part of the copy; `show` of the end.
     """
 
     async def program() -> int:
-        if source_url == target_url:
+        for flag, url in (("--from", source_url), ("--to", target_url)):
+            _check_url(url, flag)
+            _check_lasting(url, flag)
+        if named(source_url) == named(target_url):
             raise CannotCopy("the source and the target are the same database")
         # The source is left as it is: not even its schema is brought up to date.
         async with (
             _whole(_existing(source_url), migrate=False) as source,
-            _whole(_lasting(target_url), migrate=True) as target,
+            _whole(target_url, migrate=True) as target,
         ):
-            copied = await copy_all(source, target, name=_named(source_url), progress=progress)
+            copied = await copy_all(
+                source, target, name=named(source_url), progress=progress, starting_over=starting_over
+            )
         show(copied)
         return 0 if all(one.source == one.target for one in copied) else 1
 
@@ -302,26 +358,32 @@ async def _whole(url: str, *, migrate: bool) -> AsyncIterator[Storage]:
         await storage.close()
 
 
-def _lasting(url: str) -> str:
+def _check_lasting(url: str, flag: str) -> None:
     if url == "sqlite://":
-        raise CannotCopy("sqlite:// is gone when it is closed; name a file, such as sqlite:///relay.db")
-    return url
+        raise CannotCopy(
+            f"{flag}: sqlite:// is gone when it is closed; name a file, such as sqlite:///relay.db"
+        )
 
 
 def _existing(url: str) -> str:
     """Opening a file makes it, and a mistyped source must not look like an empty one."""
     if url.startswith("sqlite:///") and not Path(path := url.removeprefix("sqlite:///")).exists():
         raise CannotCopy(f"there is no file {path}")
-    return _lasting(url)
+    return url
 
 
-def _named(url: str) -> str:
-    """The database, without whoever may use it."""
+def named(url: str) -> str:
+    """The database, without whoever may use it: the same name for the same one, and no password in it."""
+    if not url.startswith(_POSTGRES):
+        return str(file_of(url))
     parts = urlsplit(url)
-    if parts.scheme == "sqlite":
-        return str(Path(url.removeprefix("sqlite:///")).resolve())
-    shown = [(name, value) for name, value in parse_qsl(parts.query) if name in ("host", "port", "schema")]
-    return urlunsplit(("postgresql", parts.netloc.rpartition("@")[2], parts.path, urlencode(shown), ""))
+    place = parts.netloc.rpartition("@")[2].removesuffix(":5432")
+    shown = [
+        (name, value)
+        for name, value in parse_qsl(parts.query)
+        if name in ("host", "port", "dbname", "database", "schema") and (name, value) not in _DEFAULTS
+    ]
+    return f"postgresql://{place}{parts.path}" + (f"?{urlencode(shown, safe='/')}" if shown else "")
 
 
 def clock_for(url: str) -> SystemClock:
@@ -334,14 +396,18 @@ async def open_storage(url: str, *, clock: Clock | None = None, migrate: bool = 
 
     A `SharedClock` is set, and kept, by the clock of a database that is shared.
     """
-    try:
-        database_url(url)
-    except ValueError as problem:
-        raise ConfigError(f"the URL of the database: {problem}") from None
+    _check_url(url, "the URL of the database")
     if url.startswith(_POSTGRES):
         shared = clock if isinstance(clock, SharedClock) else None
         return await open_postgres(url, clock=shared, migrate=migrate)
     return await open_sqlite(url, migrate=migrate)
+
+
+def _check_url(url: str, place: str) -> None:
+    try:
+        database_url(url)
+    except ValueError as problem:
+        raise ConfigError(f"{place}: {problem}") from None
 
 
 class Relay:
@@ -359,6 +425,9 @@ class Relay:
         self._log = log
         self._peers = peers
         self._stopping = False
+        self._proof = Question(storage.ping, clock=clock)
+        self._depths = Question(storage.stats, clock=clock)
+        self._began_at = clock.now()
         self.metrics = Metrics()
         ids = Ids(node=storage.node, last=storage.last_id)
         egress = Egress(config.allow_networks)
@@ -404,7 +473,7 @@ class Relay:
         services = Services(
             storage=storage,
             publisher=self._engine,
-            authenticator=Authenticator(storage, clock, config.limits()),
+            authenticator=Authenticator(storage, clock, config.limits(), log),
             bodies=Bodies(),
             clock=clock,
             ids=ids,
@@ -435,9 +504,9 @@ class Relay:
         """Begin to deliver and to listen; returns the URL the relay answers at."""
         from aiohttp import web
 
-        if self._peers is not None:
-            await self._peers.listen(problems=self._own_problems, numbers=self._own_numbers)
         await self._runner.setup()
+        if self._peers is not None:
+            await self._peers.listen(standing=self._standing, numbers=self._own_numbers)
         site = web.TCPSite(
             self._runner,
             self._config.host,
@@ -464,20 +533,27 @@ class Relay:
                 await self._runner.cleanup()
         except TimeoutError:
             self._log.warning("relay.connections_cut")
+        await self._proof.drop()
+        await self._depths.drop()
         await self._sender.close()
         if self._peers is not None:
             await self._peers.close()
 
     async def problems(self) -> Sequence[str]:
         """Why this relay cannot do its work now; empty when it can."""
-        own = await self._own_problems()
-        return own if self._peers is None else await self._peers.problems(own)
+        if self._peers is None or self._stopping:
+            return await self._own_problems()
+        return await self._peers.problems(self._standing())
+
+    async def _standing(self) -> Standing:
+        young = not self._engine.has_looked and self._clock.now() - self._began_at < _YOUNG_MS
+        return Standing(problems=await self._own_problems(), joined=not (young or self._stopping))
 
     async def render_metrics(self) -> bytes:
         """The Prometheus text, true when it is asked for; depths are missing while they cannot be told."""
         own = await self._own_numbers()
         with contextlib.suppress(Unavailable):
-            stats = await self._storage.stats()
+            stats = await self._depths.answer()
             waiting_ms = 0 if stats.oldest_due_at is None else self._clock.now() - stats.oldest_due_at
             own += depths(
                 live=stats.live,
@@ -489,12 +565,15 @@ class Relay:
     async def _own_problems(self) -> Sequence[str]:
         problems = self._service.problems()
         try:
-            await self._storage.ping()
+            await self._proof.answer()
         except Unavailable as reason:
             problems.append(f"storage is unavailable: {reason}")
         return problems
 
     async def _own_numbers(self) -> bytes:
+        unproven = self._proof.problem(within_ms=_PROOF_COUNTS_MS)
+        self.metrics.ready.set(0 if self._service.problems() or unproven else 1)
+        self.metrics.processes.set(self._config.workers)
         self.metrics.in_flight.set(self._engine.in_flight)
         self.metrics.clock_offset_seconds.set(self._storage.clock_offset_ms / 1000)
         return await asyncio.to_thread(self.metrics.render)

@@ -14,8 +14,15 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900)
 
-#: Of these each process of a relay has its own share; all other gauges are about the database they have in common.
-SHARES = frozenset({"relay_in_flight"})
+#: Of these each process of a relay has its own share; all other gauges are about what they have in common.
+SHARES = frozenset({"relay_in_flight", "relay_ready"})
+
+#: What labels may say. All are there from the start: what begins with its first event has no increase to see.
+OUTCOMES = ("delivered", "retried", "failed", "released")
+OPERATIONS = ("publish", "claim", "set_aside", "renew", "settle", "schedules", "prune")
+TICKS = ("fired", "skipped", "failed")
+
+_WORKER_RESTARTS = "relay_worker_restarts"
 
 
 class Metrics:
@@ -84,6 +91,26 @@ class Metrics:
         self.pruned_rows = Counter(
             "relay_pruned_rows", "Rows forgotten because their retention ended", registry=registry
         )
+        self.worker_restarts = Counter(
+            _WORKER_RESTARTS,
+            "Processes of --workers that died, or were killed because they hung, and had to be replaced",
+            registry=registry,
+        )
+        for counter, values in (
+            (self.attempts, OUTCOMES),
+            (self.storage_errors, OPERATIONS),
+            (self.schedule_runs, TICKS),
+        ):
+            for value in values:
+                counter.labels(value)
+        self.ready = Gauge(
+            "relay_ready",
+            "Processes of this relay that can do their work: 0 or 1, with workers up to their number",
+            registry=registry,
+        )
+        self.processes = Gauge(
+            "relay_processes", "Processes this relay is to consist of: 1, or its workers", registry=registry
+        )
         self.in_flight = Gauge(
             "relay_in_flight", "Deliveries claimed by this process and not yet settled", registry=registry
         )
@@ -96,6 +123,10 @@ class Metrics:
     def render(self) -> bytes:
         """The Prometheus text format. Costs milliseconds: call it off the event loop."""
         return generate_latest(self.registry)
+
+    def render_of_parent(self) -> bytes:
+        """What is counted where no message ever gets to: by the parent of several processes."""
+        return generate_latest(self.registry.restricted_registry([f"{_WORKER_RESTARTS}_total"]))
 
 
 def depths(*, live: int | None, dead_letters: int | None, oldest_due_seconds: float) -> bytes:

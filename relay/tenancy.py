@@ -9,12 +9,11 @@ from relay.accounts import make_token, token_hash
 from relay.domain.errors import Invalid, NotFound, quoted
 from relay.domain.message import SignedBy
 from relay.domain.tenant import Tenant, Token
+from relay.domain.tenant import token_id as id_of_digest
 from storage.protocol import Accounts
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LONGEST_LABEL = 100
-#: Hexadecimal digits of the hash that make an id: enough to tell a relay's tokens apart.
-_ID_DIGITS = 8
 
 
 async def create(accounts: Accounts, name: str, *, now: int, fresh_key: Callable[[], str]) -> Tenant:
@@ -121,4 +120,4 @@ async def revoke(accounts: Accounts, id: str) -> tuple[Tenant, Token]:
 
 def token_id(token: Token) -> str:
     """What a token is called once it has been shown."""
-    return f"tok_{token.hash.hex()[:_ID_DIGITS]}"
+    return id_of_digest(token.hash)

@@ -23,7 +23,7 @@ from relay.main import (
 )
 from relay.metrics import SHARES
 from relay.peers import Peers
-from relay.workers import STARTED
+from relay.pulse import ANSWER, STARTED
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,26 +43,35 @@ def main() -> int:
 
 
 async def _serve(order: Order) -> int:
-    """Serve until told to stop, or until there is no parent any more. Only the parent ends anything at once."""
+    """Serve until told to stop, or until there is no parent any more. Only the parent ends anything at once.
+
+    What the parent asks is answered by the loop that everything else here runs in: no answer means it is stuck.
+    """
     told_to_stop = hear_signals(again=lambda: None)
     stdin = sys.stdin.fileno()
     loop = asyncio.get_running_loop()
 
-    def parent_has_gone() -> None:
-        loop.remove_reader(stdin)
-        told_to_stop.set()
+    def say(line: bytes) -> None:
+        with contextlib.suppress(OSError):
+            os.write(sys.stdout.fileno(), line)
 
-    loop.add_reader(stdin, parent_has_gone)
+    def hear_parent() -> None:
+        if os.read(stdin, 65_536):
+            say(ANSWER)
+        else:  # it has gone
+            loop.remove_reader(stdin)
+            told_to_stop.set()
+
+    loop.add_reader(stdin, hear_parent)
     config = dataclasses.replace(configuration(order.mode, order.flags), port=order.port)
     clock = clock_for(config.database_url)
     with logging_to(config, clock) as log:
-        async with opened(config, clock) as storage:
+        async with opened(config, clock, log) as storage:
             peers = Peers(Path(order.directory), number=order.number, count=config.workers, summed=SHARES)
             relay = Relay(config, storage, clock=clock, log=log, peers=peers)
             url = await relay.start()
             log.info("worker.started", worker=order.number, url=url)
-            with contextlib.suppress(BrokenPipeError):
-                os.write(sys.stdout.fileno(), STARTED)
+            say(STARTED)
             await told_to_stop.wait()
             await stop(relay, log)
     return 0

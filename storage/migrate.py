@@ -1,4 +1,11 @@
-"""Numbered .sql files, each applied once, in one transaction with the note that it was."""
+"""Numbered .sql files, each applied once, in one transaction with the note that it was.
+
+Versions are changed one process at a time, and changed back when the new one does not please: a relay must be able
+to run, and to start, on a schema that a newer one has migrated. The number tells whether it can. Within a thousand
+(0001 to 0999, 1000 to 1999, ...) a migration only adds what whoever knows nothing of it may ignore: a table, an
+index, a column that may be NULL or has a default. One that an older relay cannot live with gets the first number of
+the next thousand, 1001 for example, and relays that know none of that thousand refuse to start.
+"""
 
 from collections.abc import Collection, Sequence
 from importlib.resources import files
@@ -6,6 +13,9 @@ from importlib.resources import files
 from msgspec import Struct
 
 from storage.protocol import CannotOpen
+
+#: Within as many numbers, migrations only add.
+_THOUSAND = 1_000
 
 
 class Migration(Struct, frozen=True, kw_only=True):
@@ -29,11 +39,16 @@ def migrations_of(package: str) -> Sequence[Migration]:
 
 
 def missing(known: Sequence[Migration], applied: Collection[int]) -> Sequence[Migration]:
-    """Those still to be applied. Raises `CannotOpen` for a database that a newer relay has migrated."""
+    """Those still to be applied. Raises `CannotOpen` for a database that this relay cannot live with."""
     newest, latest = max(applied, default=0), known[-1].version
-    if newest > latest:
+    if newest // _THOUSAND > latest // _THOUSAND:
         raise CannotOpen(
-            f"the database has schema version {newest}, this relay knows versions up to {latest}: "
-            "start the newer relay that migrated it, or restore a backup from before"
+            f"the database has schema version {newest}, and this relay, which knows versions up to {latest}, cannot"
+            " work with it: start the version of the relay that migrated it, or a newer one"
         )
     return [migration for migration in known if migration.version not in applied]
+
+
+def unknown(known: Sequence[Migration], applied: Collection[int]) -> Sequence[int]:
+    """The versions that a newer relay has applied, in order."""
+    return sorted(set(applied) - {migration.version for migration in known})

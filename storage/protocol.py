@@ -82,13 +82,15 @@ class Claimed(Struct, frozen=True, kw_only=True):
     """What was due `at` the instant of the claim, and the earliest at which anything else will be (leases that run
     out included).
 
-    `passed_over`: something is due in a crowd that may not have more at the moment.
+    `passed_over`: something is due in a crowd that may not have more at the moment. `refused` are those of the
+    settlements it came `after`.
     """
 
     claims: Sequence[Claim]
     at: int
     next_due_at: int | None
     passed_over: bool = False
+    refused: Sequence[MessageId] = ()
 
 
 class DueSchedule(Struct, frozen=True, kw_only=True):
@@ -195,12 +197,15 @@ class Inbox(Protocol):
 class Work(Protocol):
     """Taking deliveries and reporting what came of them."""
 
-    async def claim(self, terms: ClaimTerms, *, now: When) -> Claimed:
+    async def claim(self, terms: ClaimTerms, *, now: When, after: Sequence[Settlement] = ()) -> Claimed:
         """Lease what is due, oldest due time first, and what its gates let pass. A lease that ran out is due like
         anything else, and taking it over raises the claim's `lost_leases`.
 
         Who cannot know how long the claim will wait for its turn gives the clock: it is read, perhaps in another
         thread, once nobody stands in the way, so that no window of a rate opens in the past.
+
+        It may come `after` settlements in their own commit, to take what they free; when they free nothing, nothing
+        is claimed. Nothing is known to be written when it raises.
         """
         ...
 
@@ -511,6 +516,19 @@ class Transfer(Protocol):
     @property
     def tables(self) -> Sequence[str]:
         """All tables, in the order to carry them in."""
+        ...
+
+    async def unknown_migrations(self) -> Sequence[int]:
+        """Versions of the schema that a newer relay has applied: what they added is not among `tables`."""
+        ...
+
+    async def clear(self) -> None:
+        """Remove all rows of all tables, in one transaction."""
+        ...
+
+    @property
+    def emptied_by(self) -> str:
+        """How an operator comes to an empty database: what follows "to copy here, " in a sentence."""
         ...
 
     async def other_users(self) -> int:

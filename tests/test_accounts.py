@@ -146,6 +146,28 @@ async def test_a_published_token_is_no_way_into_an_account_whose_own_token_was_t
     assert not await may_speak(storage, PUBLISHED[0])
 
 
+async def test_a_start_says_which_settings_took_a_token_from_somebody(storage: Storage) -> None:
+    assert (await start(storage, Config(token=TOKEN, readonly_token=READER))).replaced == ()
+    assert (await start(storage, Config(token=TOKEN, readonly_token=READER))).replaced == ()
+    assert (await start(storage)).replaced == ()
+    assert (await start(storage, Config(token="another-token"))).replaced == ("RELAY_TOKEN",)
+    assert (await start(storage, Config(readonly_token="another-reader"))).replaced == (
+        "RELAY_READONLY_TOKEN",
+    )
+
+
+async def test_a_configured_token_that_replaces_a_made_one_is_said_to(storage: Storage) -> None:
+    await remember_shown(storage, await start(storage))
+    assert (await start(storage, Config(token=TOKEN))).replaced == ("RELAY_TOKEN",)
+
+
+async def test_a_token_beside_issued_ones_replaces_none(storage: Storage) -> None:
+    await start(storage, Config(token=TOKEN))
+    issued = Token(hash=b"issued", tenant=DEFAULT_TENANT, read_only=False, created_at=NOW)
+    await storage.issue_token(issued)
+    assert (await start(storage, Config(token=TOKEN))).replaced == ()
+
+
 async def test_the_first_start_makes_a_token_in_the_documented_shape_and_tells_it_once(
     storage: Storage,
 ) -> None:

@@ -33,13 +33,19 @@ ALLOWED: dict[str, frozenset[str]] = {
     "relay/tenancy": frozenset({"relay.accounts", "relay.domain", "storage.protocol", "msgspec"}),
     "relay/greeting": frozenset({"relay.accounts"}),
     "relay/merge": frozenset({"prometheus_client"}),
-    "relay/peers": frozenset({"relay.merge"}),
-    "relay/workers": frozenset({"relay.clock", "relay.log"}),
+    "relay/meeting": frozenset(),
+    "relay/question": frozenset({"relay.clock", "relay.domain"}),
+    "relay/peers": frozenset({"relay.merge", "relay.question", "msgspec"}),
+    "relay/pulse": frozenset({"relay.clock"}),
+    "relay/workers": frozenset({"relay.clock", "relay.log", "relay.pulse"}),
     "relay/lead": frozenset(
-        {"relay.config", "relay.greeting", "relay.main", "relay.worker", "relay.workers", "msgspec"}
+        {
+            "relay.config", "relay.greeting", "relay.main", "relay.meeting", "relay.metrics", "relay.peers",
+            "relay.worker", "relay.workers", "msgspec",
+        }
     ),
     "relay/worker": frozenset(
-        {"relay.greeting", "relay.main", "relay.metrics", "relay.peers", "relay.workers", "msgspec"}
+        {"relay.greeting", "relay.main", "relay.metrics", "relay.peers", "relay.pulse", "msgspec"}
     ),
     "relay/domain": frozenset({"relay.domain", "relay.ids", "msgspec", "cronsim", "tzdata"}),
     "relay/wire": frozenset(

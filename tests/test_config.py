@@ -1,7 +1,9 @@
 """Settings: flags over environment over defaults, and one sentence for whatever cannot be used."""
 
 import dataclasses
+import re
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -85,6 +87,12 @@ def test_a_wrong_flag_is_named_as_it_was_given() -> None:
         load({}, flags={"port": "x"})
 
 
+@pytest.mark.parametrize("value", ["0", "x", "-1", "two"])
+def test_what_a_number_of_workers_may_be_is_said_alike_whatever_is_wrong(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--workers: it must be a whole number, one or more$"):
+        load({}, flags={"workers": value})
+
+
 @pytest.mark.parametrize(
     "environment",
     [
@@ -128,6 +136,42 @@ def test_a_database_url_with_too_few_slashes_is_told_how_many_it_takes() -> None
 def test_a_database_url_that_is_refused_is_not_repeated_with_its_password() -> None:
     with pytest.raises(ConfigError) as refused:
         load({"RELAY_DATABASE_URL": "mysql://me:secret@host/db"})
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "password",
+    ["wo@rd", "wo#rd", "wo/rd", "wo?rd", "12/rd", "12?rd", "12#rd", "12/3?a=rd", "w@o#rd", "wo[rd", "12@1"],
+)
+def test_a_password_that_is_not_encoded_is_refused_with_what_to_do_and_no_part_of_it(password: str) -> None:
+    with pytest.raises(ConfigError, match=r"percent-encoded .*PGPASSWORD") as refused:
+        load({"RELAY_DATABASE_URL": f"postgresql://relay:{password}@db.internal/relay"})
+    for part in re.split("[^a-z]", password):
+        assert len(part) < 2 or part not in str(refused.value).replace("password", "")
+    encoded = f"postgresql://relay:{quote(password, safe='')}@db.internal/relay"
+    assert load({"RELAY_DATABASE_URL": encoded}).database_url == encoded
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:p%40@h1:1,h2:2/db?schema=mine&sslmode=require&pooler=transaction&host=%2Ftmp",
+        "postgresql://u@[::1]:5432/db",
+        "postgresql:///db?host=/tmp&user=me@there&password=p@ss/word",
+        "postgresql://h?dbname=db",
+        "postgres://h/db?pooler=",
+    ],
+)
+def test_what_may_be_in_the_url_of_a_postgres_may_be_there(url: str) -> None:
+    assert load({"RELAY_DATABASE_URL": url}).database_url == url
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://me:secret@host", "postgresql://host/", "postgresql://?host=/tmp"]
+)
+def test_a_postgres_url_without_a_database_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="RELAY_DATABASE_URL: it names no database") as refused:
+        load({"RELAY_DATABASE_URL": url})
     assert "secret" not in str(refused.value)
 
 

@@ -44,6 +44,13 @@ def test_a_wrong_setting_ends_the_start_with_one_sentence(capsys: pytest.Capture
     assert capsys.readouterr().err == "relay: --port: a port is a number from 0 to 65535\n"
 
 
+def test_a_start_that_finds_its_port_taken_leaves_no_database_behind(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main("serve", {"port": port, "database_url": f"sqlite:///{tmp_path}/relay.db"}) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_port_in_use_ends_the_start_with_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -15,8 +15,9 @@ from msgspec import Struct
 from relay.clock import Clock
 from relay.domain.errors import Forbidden, Unauthorized
 from relay.domain.message import TenantId
-from relay.domain.tenant import Limits, Principal
+from relay.domain.tenant import Limits, Principal, token_id
 from relay.fresh import Fresh
+from relay.log import Log
 
 #: On every node a token that was revoked fails, and what was changed about its account counts, within this time.
 _BELIEVED_MS = 1_000
@@ -64,13 +65,15 @@ class _Known(NamedTuple):
 class Authenticator:
     """Remembers for a second whom a token speaks for; unknown tokens are never remembered.
 
-    `limits` are those of the relay, from which an account may differ.
+    `limits` are those of the relay, from which an account may differ. The log hears of tokens that were good
+    and are no more, by the id that `relay tokens list` shows.
     """
 
-    def __init__(self, tokens: Tokens, clock: Clock, limits: Limits) -> None:
+    def __init__(self, tokens: Tokens, clock: Clock, limits: Limits, log: Log) -> None:
         self._tokens = tokens
         self._clock = clock
         self._limits = limits
+        self._log = log
         #: Found by a piece of the hash; the whole hash is compared in constant time.
         self._fresh: Fresh[bytes, _Known] = Fresh(clock, fresh_ms=_BELIEVED_MS, most=_REMEMBERED)
 
@@ -100,7 +103,17 @@ class Authenticator:
 
     async def _ask(self, digest: bytes) -> _Known | None:
         principal = await self._tokens.principal(digest)
-        return None if principal is None else _Known(digest, principal, principal.limits.within(self._limits))
+        if principal is not None:
+            return _Known(digest, principal, principal.limits.within(self._limits))
+        before = self._fresh.last(digest[:_INDEX_BYTES])
+        if before is not None and compare_digest(before.digest, digest):
+            self._log.warning(
+                "token.void",
+                token=token_id(digest),
+                tenant=before.principal.tenant,
+                hint="revoked, or replaced by a start with another RELAY_TOKEN",
+            )
+        return None
 
 
 def _presented(authorization: str | None, query: str) -> Iterator[tuple[str, bool]]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from relay.cli.outcome import NOT_FOUND, REFUSED, Failure
+from relay.cli.output import Output
 from relay.cli.shell import Shell
 
 if TYPE_CHECKING:
@@ -35,10 +36,24 @@ def administer(
     from relay import main
     from relay.domain.errors import NotFound, RelayError
 
-    flags = {} if args.database is None else {"database_url": args.database}
     try:
-        return main.administer(shell.environment, flags, program)
+        return main.administer(shell.environment, _flags(args), program)
     except NotFound as problem:
         raise Failure(str(problem), NOT_FOUND) from None
     except (RelayError, *main.PROBLEMS) as problem:
         raise Failure(str(problem), REFUSED) from None
+
+
+def say_where(args: argparse.Namespace, shell: Shell, output: Output) -> None:
+    """Name the database that was changed: after a move it may not be the one that was meant."""
+    from relay import main
+
+    by_default = args.database is None and not shell.environment.get("RELAY_DATABASE_URL")
+    output.note(
+        f"changed {main.database(shell.environment, _flags(args))}"
+        + (", the default: RELAY_DATABASE_URL is not set" if by_default else "")
+    )
+
+
+def _flags(args: argparse.Namespace) -> dict[str, str]:
+    return {} if args.database is None else {"database_url": args.database}

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from relay.cli.administration import BESIDE, add_database, administer
+from relay.cli.administration import BESIDE, add_database, administer, say_where
 from relay.cli.commands import OPERATE, Commands
 from relay.cli.outcome import OK, misused
 from relay.cli.output import Output
@@ -110,6 +110,7 @@ def _create(args: argparse.Namespace, shell: Shell) -> int:
     output.line(f"QSTASH_CURRENT_SIGNING_KEY={tenant.current_key}")
     output.line(f"QSTASH_NEXT_SIGNING_KEY={tenant.next_key}")
     output.note(f"{tenant.user_id} has no token yet: relay tokens create {tenant.user_id} makes one")
+    say_where(args, shell, output)
     return OK
 
 
@@ -157,7 +158,9 @@ def _set(args: argparse.Namespace, shell: Shell) -> int:
             await tenancy.change_signature(accounts, args.name, args.signature)
         return await tenancy.change_limits(accounts, args.name, values, now=now)
 
-    _tell(administer(args, shell, program), Output(shell, as_json=args.json))
+    output = Output(shell, as_json=args.json)
+    _tell(administer(args, shell, program), output)
+    say_where(args, shell, output)
     return OK
 
 
@@ -168,7 +171,9 @@ def _disable(args: argparse.Namespace, shell: Shell) -> int:
         await tenancy.disable(accounts, args.name, now=now)
         return await tenancy.named(accounts, args.name)
 
-    _tell(administer(args, shell, program), Output(shell, as_json=args.json))
+    output = Output(shell, as_json=args.json)
+    _tell(administer(args, shell, program), output)
+    say_where(args, shell, output)
     return OK
 
 
@@ -179,7 +184,9 @@ def _enable(args: argparse.Namespace, shell: Shell) -> int:
         await tenancy.enable(accounts, args.name)
         return await tenancy.named(accounts, args.name)
 
-    _tell(administer(args, shell, program), Output(shell, as_json=args.json))
+    output = Output(shell, as_json=args.json)
+    _tell(administer(args, shell, program), output)
+    say_where(args, shell, output)
     return OK
 
 

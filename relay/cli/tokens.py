@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from relay.cli.administration import BESIDE, add_database, administer
+from relay.cli.administration import BESIDE, add_database, administer, say_where
 from relay.cli.commands import OPERATE, Commands
 from relay.cli.each import each
 from relay.cli.options import confirm, duration_ms, identifier
@@ -73,6 +73,7 @@ def _create(args: argparse.Namespace, shell: Shell) -> int:
     output.document({**_document(args.tenant, token), "token": secret})
     output.line(f"QSTASH_TOKEN={secret}")
     output.note(f"this is {tenancy.token_id(token)}; only a hash of it is stored, it is not shown again")
+    say_where(args, shell, output)
     return OK
 
 
@@ -128,7 +129,11 @@ def _revoke(args: argparse.Namespace, shell: Shell) -> int:
                 f"{id} was made by a start of the relay; one that is configured comes back with the next"
             )
 
-    return each(args.ids, revoke, output, lambda missing: {"revoked": revoked, "notFound": missing})
+    try:
+        return each(args.ids, revoke, output, lambda missing: {"revoked": revoked, "notFound": missing})
+    finally:
+        if revoked:
+            say_where(args, shell, output)
 
 
 def _expiry(token: "Token", now: int, output: Output) -> str:

@@ -10,6 +10,8 @@ DEFAULT_TENANT = TenantId(1)
 
 _MINUTE_MS = 60_000
 _DAY_MS = 24 * 60 * _MINUTE_MS
+#: Hexadecimal digits of the hash that make an id: enough to tell a relay's tokens apart.
+_ID_DIGITS = 8
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -109,3 +111,8 @@ class Token(Struct, frozen=True, kw_only=True):
     expires_at: int | None = None
     label: str = ""
     issued: bool = True
+
+
+def token_id(digest: bytes) -> str:
+    """What the token with this SHA-256 is called where it must not be shown."""
+    return f"tok_{digest.hex()[:_ID_DIGITS]}"

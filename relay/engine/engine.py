@@ -6,6 +6,7 @@ lease runs out and any claim takes it over, so the endpoint may see it a second 
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
@@ -15,8 +16,9 @@ from relay.clock import Clock
 from relay.domain.delivery import Attempt, Claim, Lease, Settlement, is_last_chance, lost, released, settle
 from relay.domain.errors import Unavailable
 from relay.domain.fairness import Crowd, crowd_of
-from relay.domain.gates import is_gated
+from relay.domain.gates import is_gated, moves_gates
 from relay.domain.message import Headers, Message, MessageId, TenantId
+from relay.engine.outage import Outage
 from relay.engine.permits import Answer, Permits
 from relay.engine.room import Room
 from relay.engine.settler import Settler, bytes_of
@@ -25,7 +27,7 @@ from relay.log import Log
 from relay.metrics import Metrics
 from relay.wire.outbound import Outgoing, outgoing
 from relay.wire.retry_after import retry_after_ms
-from storage.protocol import ClaimTerms, Inbox, Receipt, Work
+from storage.protocol import Claimed, ClaimTerms, Inbox, Receipt, Work
 
 #: The loop looks at storage at least this often, whatever it believes: wake-ups are hints.
 _POLL_MS = 1_000
@@ -129,7 +131,7 @@ class Engine:
         self._ids = ids
         self._log = log
         self._metrics = metrics
-        self._settler = Settler(storage, clock=clock, log=log, metrics=metrics, settled=self._free)
+        self._settler = Settler(self._settle, clock=clock, log=log, metrics=metrics, settled=self._free)
         self._permits = Permits(storage, clock=clock)
         #: By message and claim number: a delivery taken over from ourselves, after a long stop, is two flights.
         self._flights: dict[tuple[MessageId, int], _Flight] = {}
@@ -152,6 +154,8 @@ class Engine:
         self.refused: tuple[int, str] | None = None
         #: Whether storage has answered a claim since the start.
         self.has_looked = False
+        #: That storage refuses claims.
+        self.outage = Outage("engine", clock=clock, log=log)
         storage.on_work(self.wake)
 
     # --- the way in -------------------------------------------------------------------------------------------
@@ -204,31 +208,18 @@ class Engine:
             if self._settler.is_held_up:
                 await self._sleep(self._clock.now() + _ERROR_PAUSE_MS)
                 continue
-            limit = min(room, _CLAIM_BATCH)
-            terms = ClaimTerms(
-                limit=limit,
-                lease_ms=self._settings.lease_ms,
-                max_bytes=self._room.bytes_left,
-                shares=self._room.shares(),
-            )
             endings = self._endings
-            self._reserve(limit)
             try:
-                claimed = await self._storage.claim(terms, now=self._clock.now)
+                claimed, surplus = await self._claim(min(room, _CLAIM_BATCH))
                 now = claimed.at
-                # What was reserved is what is about to be taken: it must not count against anybody's share.
-                self._room.give_back(limit)
-                surplus = self._take(claimed.claims, now, more=len(claimed.claims) == limit)
-                limit = 0
                 await self._set_aside(surplus, now)
             except Unavailable as reason:
                 self._metrics.storage_errors.labels("claim").inc()
-                self._log.warning("engine.waiting", reason=str(reason))
+                self.outage.met(reason)
                 await self._sleep(self._clock.now() + _ERROR_PAUSE_MS)
                 continue
-            finally:
-                self._give_back(limit)
             self.has_looked = True
+            self.outage.over()
             self._passed_over = claimed.passed_over
             next_at = claimed.next_due_at or now + _POLL_MS
             self._behind = next_at <= now and bool(claimed.claims)
@@ -328,6 +319,66 @@ class Engine:
             return None
         self._reserve(limit)
         return ClaimTerms(limit=limit, lease_ms=self._settings.lease_ms, aside=aside)
+
+    async def _claim(
+        self, limit: int, *, after: Sequence[Settlement] = ()
+    ) -> tuple[Claimed, Mapping[Crowd, Sequence[Claim]]]:
+        """Claim at most so many, and start them; what exceeds the shares of its crowds is returned besides."""
+        terms = ClaimTerms(
+            limit=limit,
+            lease_ms=self._settings.lease_ms,
+            max_bytes=self._room.bytes_left,
+            shares=self._room.shares(),
+        )
+        self._reserve(limit)
+        try:
+            claimed = await self._storage.claim(terms, now=self._clock.now, after=after)
+        except BaseException:
+            self._give_back(limit)
+            raise
+        # What was reserved is what is about to be taken: it must not count against anybody's share.
+        self._room.give_back(limit)
+        surplus = self._take(claimed.claims, claimed.at, more=len(claimed.claims) == limit)
+        self._slots_freed.set()
+        if not surplus:
+            self._see_whether_empty()
+        return claimed, surplus
+
+    async def _settle(self, settlements: Sequence[Settlement]) -> Sequence[MessageId]:
+        """Write settlements; whoever waits for what they free is claimed in the same commit, and starts with it.
+
+        Otherwise a lane would stand empty from the end of that commit to the end of another one.
+        """
+        limit = self._successors(settlements)
+        if not limit:
+            return await self._storage.settle(settlements)
+        try:
+            claimed, surplus = await self._claim(limit, after=settlements)
+        except Unavailable:
+            raise
+        except Exception as bug:
+            # What cannot be claimed must not keep what has ended from being written.
+            self._log.error("settlements.alone", exc=bug, settlements=len(settlements))
+            return await self._storage.settle(settlements)
+        for claims in surplus.values():
+            for claim in claims:
+                self._start(claim, claimed.at, postponed_to=claimed.at)
+        self._passed_over = self._passed_over or claimed.passed_over
+        if claimed.next_due_at is not None:
+            self.wake(claimed.next_due_at)
+        return claimed.refused
+
+    def _successors(self, settlements: Sequence[Settlement]) -> int:
+        """How many are to be claimed with these settlements: one for each that may let somebody pass a gate.
+
+        None where the loop claims anyway, or a crowd might find that its share is still taken by what is over.
+        """
+        if self._draining or self._behind or self._settler.is_held_up:
+            return 0
+        crowds = Counter(crowd_of(one.claim.message) for one in settlements if moves_gates(one.claim))
+        if any(self._room.left_for(crowd) < count for crowd, count in crowds.items()):
+            return 0
+        return min(crowds.total(), self._room.free)
 
     def _take(self, claims: Sequence[Claim], now: int, *, more: bool) -> Mapping[Crowd, Sequence[Claim]]:
         """Start what was claimed, as far as the shares of the crowds allow; the rest is returned.

@@ -11,6 +11,7 @@ from typing import Protocol
 from relay.clock import Clock
 from relay.domain.errors import Unavailable
 from relay.domain.tenant import Tenant, TenantLimits
+from relay.engine.outage import Outage
 from relay.log import Log
 from relay.metrics import Metrics
 from storage.protocol import Retention
@@ -65,6 +66,7 @@ class Janitor:
         self._dlq_retention_ms = dlq_retention_ms
         self._random = random
         self._failures = 0
+        self._outage = Outage("janitor", clock=clock, log=log)
         #: The tenants that differ, as they were at the instant.
         self._different: tuple[int, Sequence[Tenant]] | None = None
         #: Rows forgotten since the last round that left nothing old behind.
@@ -77,6 +79,7 @@ class Janitor:
             try:
                 rest_ms = await self._turn()
                 self._failures = 0
+                self._outage.over()
             except Exception as reason:
                 rest_ms = self._recovery_ms(reason)
             await self._clock.wait(stopping, self._clock.now() + rest_ms)
@@ -122,7 +125,7 @@ class Janitor:
         """How long to leave storage alone after a failure: doubling with every one in a row, bounded."""
         if isinstance(reason, Unavailable):
             self._metrics.storage_errors.labels("prune").inc()
-            self._log.warning("janitor.waiting", reason=str(reason))
+            self._outage.met(reason)
         else:
             self._log.error("janitor.failed", exc=reason)
         pause_ms = min(_FIRST_PAUSE_MS << min(self._failures, 16), _LONGEST_PAUSE_MS)

@@ -13,6 +13,7 @@ from relay.domain.cron import Cron
 from relay.domain.errors import RelayError, TooLarge, Unavailable
 from relay.domain.message import Message, TenantId
 from relay.domain.schedule import Run, RunOutcome, Schedule, due_runs, scheduled_messages
+from relay.engine.outage import Outage
 from relay.ids import Ids, text_of
 from relay.log import Log
 from relay.metrics import Metrics
@@ -60,6 +61,7 @@ class Scheduler:
         self._max_bytes = max_bytes
         self._random = random
         self._wake = asyncio.Event()
+        self._outage = Outage("scheduler", clock=clock, log=log)
         self.last_progress_at = clock.now()
 
     def poke(self) -> None:
@@ -76,6 +78,7 @@ class Scheduler:
                 try:
                     next_at = await self._fire_due(stopping)
                     failures = 0
+                    self._outage.over()
                     poll_at = self._clock.now() + _POLL_MS
                     until = poll_at if next_at is None else min(next_at, poll_at)
                 except Exception as reason:
@@ -237,7 +240,7 @@ class Scheduler:
     def _report_trouble(self, reason: Exception) -> None:
         if isinstance(reason, Unavailable):
             self._metrics.storage_errors.labels("schedules").inc()
-            self._log.warning("scheduler.waiting", reason=str(reason))
+            self._outage.met(reason)
         else:
             self._log.error("scheduler.failed", exc=reason)
 

@@ -13,7 +13,8 @@ from relay.log import Log
 _STUCK_MS = 30_000
 _RESTART_PAUSE_MS = 1_000
 #: How long a refused publish makes the relay unready when no other has gone through: on a full disk there may be
-#: room for the small proof that a commit is possible, and none for a message.
+#: room for the small proof that a commit is possible, and none for a message. And how long claims may be refused:
+#: a database that is out of connections may have one left for that proof.
 _REFUSED_MS = 5_000
 
 
@@ -61,8 +62,12 @@ class Service:
             for name, at in marks.items()
             if now - at > _STUCK_MS
         ]
+        outage = self._engine.outage
         if not self._engine.has_looked:
-            stuck.append("the engine has not seen yet what is due")
+            because = "" if outage.reason is None else f": {outage.reason}"
+            stuck.append(f"the engine has not seen yet what is due{because}")
+        elif outage.lasted_ms >= _REFUSED_MS:
+            stuck.append(f"nothing is claimed: {outage.reason}")
         refused = self._engine.refused
         if refused is not None and now - refused[0] < _REFUSED_MS:
             stuck.append(f"publishes are refused: {refused[1]}")

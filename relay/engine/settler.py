@@ -1,15 +1,15 @@
 """Gathers settlements into batches and gets them into storage, however long that takes."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from relay.clock import Clock
 from relay.domain.delivery import Settlement
 from relay.domain.errors import Unavailable
 from relay.domain.message import MessageId
+from relay.engine.outage import Outage
 from relay.log import Log
 from relay.metrics import Metrics
-from storage.protocol import Work
 
 #: One batch: as much as one transaction writes without keeping others waiting.
 _BATCH = 1000
@@ -24,23 +24,24 @@ class Settler:
     There is no linger: an idle relay settles at once, and a busy one gathers by being busy. While storage is
     unavailable the settlements wait here (their number is bounded by what may be in flight) and their leases go
     on being renewed. A batch whose commit is uncertain is simply repeated: what had been written is refused the
-    second time and changes nothing.
+    second time and changes nothing. `settle` writes a batch as `Work.settle` does.
     """
 
     def __init__(
         self,
-        storage: Work,
+        settle: Callable[[Sequence[Settlement]], Awaitable[Sequence[MessageId]]],
         *,
         clock: Clock,
         log: Log,
         metrics: Metrics,
         settled: Callable[[Sequence[Settlement]], None],
     ) -> None:
-        self._storage = storage
+        self._write = settle
         self._clock = clock
         self._log = log
         self._metrics = metrics
         self._settled = settled
+        self._outage = Outage("settler", clock=clock, log=log)
         #: Storage has refused the batch in hand. Until it takes it, nothing new should be claimed: leases that ran
         #: out meanwhile are most likely those of this very batch.
         self.is_held_up = False
@@ -80,13 +81,14 @@ class Settler:
         pause_ms = _FIRST_PAUSE_MS
         while True:
             try:
-                refused = await self._storage.settle(batch)
+                refused = await self._write(batch)
                 self.is_held_up = False
+                self._outage.over()
                 return refused
             except Unavailable as reason:
                 self.is_held_up = True
                 self._metrics.storage_errors.labels("settle").inc()
-                self._log.warning("settler.waiting", settlements=len(batch), reason=str(reason))
+                self._outage.met(reason, settlements=len(batch))
                 await self._clock.wait(self._hurry, self._clock.now() + pause_ms)
                 pause_ms = min(2 * pause_ms, _LONGEST_PAUSE_MS)
 

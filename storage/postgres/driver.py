@@ -25,11 +25,17 @@ _GRACE_S = 2.0
 
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,48}")
 
+_NO_TABLES = "the relay's tables are not there, or not all of them: are they being restored?"
+
 #: Errors by SQLSTATE, or by its first two digits, that tell of the server and not of the statement.
 _REASONS = {
     "08": "the connection to the database was lost",
     "25006": "the database is read-only",
     "25P03": "the connection to the database was lost",
+    "3F000": _NO_TABLES,
+    "42P01": _NO_TABLES,
+    "42P10": _NO_TABLES,
+    "42501": "the database denies the role of the relay what it needs",
     "28": "the database refused the relay's credentials",
     "3D": "the database does not exist",
     "40": "the database was asked for the same rows in two orders",
@@ -44,7 +50,9 @@ _REASONS = {
 }
 
 #: Not the connection's fault: it can be used again.
-_PASSING = frozenset({"40001", "40P01", "53100", "53200", "55P03", "57014"})
+_PASSING = frozenset(
+    {"40001", "40P01", "3F000", "42501", "42P01", "42P10", "53100", "53200", "55P03", "57014"}
+)
 
 #: What goes in and out of statements besides plain values.
 _ARRAYS = "SELECT NULL::smallint[], NULL::integer[], NULL::bigint[], NULL::bytea[]"
@@ -332,6 +340,11 @@ def is_collision(error: BaseException) -> bool:
 def is_locked(error: BaseException) -> bool:
     """Somebody else held a lock for longer than `lock_timeout`."""
     return isinstance(error, Unavailable) and state_of(error.__cause__) == "55P03"
+
+
+def lacks_rights(problem: BaseException) -> bool:
+    """Whether the server refused a statement for who asked."""
+    return state_of(problem.__cause__) == "42501"
 
 
 def unavailable(error: BaseException) -> Unavailable | None:

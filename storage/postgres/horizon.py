@@ -23,6 +23,11 @@ class Horizon:
         #: The earliest that was heard of since the claim under way began.
         self._heard: int | None = None
 
+    @property
+    def floor(self) -> int:
+        """From which due time on to look, without beginning a claim."""
+        return self._floor
+
     def begin(self, now: int) -> int:
         """A claim at `now` begins: the due time from which on it has to look."""
         if (

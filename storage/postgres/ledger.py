@@ -19,7 +19,7 @@ SHORTEN_S = 60.0
 
 #: Beyond it the depths are not told. Reached by tens of millions of lines, such as a janitor that was away for long
 #: leaves behind.
-LONGEST_S = 2.0
+LONGEST_S = 1.0
 
 
 def depths() -> Script[tuple[int, int]]:

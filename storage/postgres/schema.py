@@ -2,17 +2,16 @@
 
 Each migration is applied once, all that are missing in one transaction under an advisory lock, so that any number
 of processes may start at once and a killed one leaves nothing by halves. Processes of the previous version go on
-while a newer one migrates: a migration only adds (a table, a column that may be NULL or has a default, an index);
-what is to go goes one release after the last version that used it.
+while a newer one migrates, and start on what it has migrated: `storage.migrate` says by which rule.
 """
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from zlib import crc32
 
 from relay.domain.errors import Unavailable
-from storage.migrate import migrations_of, missing
+from storage.migrate import migrations_of, missing, unknown
 from storage.postgres import driver
 from storage.postgres.connections import transaction
 from storage.postgres.driver import Connection, Target
@@ -67,10 +66,12 @@ async def prepare(
     try:
         until = asyncio.get_running_loop().time() + patience_s
         await transaction(connection, lambda connection: _migrate_in_turn(connection, target, until))
-    except driver.Rejected as problem:
+    except (driver.Rejected, Unavailable) as refused:
+        if isinstance(refused, Unavailable) and not driver.lacks_rights(refused):
+            raise
         raise CannotOpen(
-            f"the schema {target.schema} of the database cannot be migrated: {problem}"
-        ) from problem
+            f"the schema {target.schema} of the database cannot be migrated: {refused.__cause__}"
+        ) from refused
 
 
 _SERVER = "SELECT current_setting('server_version_num')::integer, pg_is_in_recovery()"
@@ -149,6 +150,11 @@ async def _migrate(connection: Connection, target: Target) -> None:
         await connection.rows(
             "INSERT INTO migrations (version, name) VALUES ($1, $2)", migration.version, migration.name
         )
+
+
+async def unknown_migrations(connection: Connection, target: Target) -> Sequence[int]:
+    """See `storage.protocol.Transfer`."""
+    return unknown(_KNOWN, await _applied(connection, target))
 
 
 async def _applied(connection: Connection, target: Target) -> Collection[int]:

@@ -3,7 +3,9 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from msgspec.structs import replace
 
 from relay.clock import SharedClock
 from relay.domain.dead_letter import DeadLetter, DeadLetterId
@@ -26,7 +28,7 @@ from storage.postgres.lane import Lane, Work
 from storage.postgres.nodes import Node
 from storage.postgres.tx import Transactions, Tx
 from storage.postgres.watch import Watch, agree
-from storage.postgres.work import Claiming, Road
+from storage.postgres.work import Claiming, Road, Settling
 from storage.protocol import (
     Claimed,
     ClaimTerms,
@@ -70,7 +72,7 @@ _NUMBER_ON = "SELECT setval(pg_get_serial_sequence('gates', 'id'), max(id)) FROM
 #: How long a start that ends before it was one may take to say so.
 _WITHDRAWING_S = 3.0
 
-_NOT_SAID = "this process leaves without saying so: %s"
+_NOT_SAID = "the database could not be told that this process has ended, and counts it for half a minute: %s"
 _NOT_HANDED_BACK = "claims nobody waited for could not be handed back: %s"
 
 _log = logging.getLogger("relay.storage")
@@ -161,8 +163,11 @@ class PostgresStorage:
         self._gated_publishes: Lane[Acceptance, Published] = Lane(
             server, _HOT, Work(road.publish, road.publish_again), orphaned=self._hand_back
         )
-        self._gated_settlements: Lane[Sequence[Settlement], Sequence[MessageId]] = Lane(
-            server, _HOT, Work(road.settle, road.settle_alone)
+        self._gated_settlements: Lane[Settling, Claimed] = Lane(
+            server,
+            _HOT,
+            Work(road.settle_and_claim, road.settle_and_claim_alone),
+            orphaned=self._hand_back,
         )
         self._claims: Lane[Claiming, Claimed] = Lane(
             server,
@@ -262,29 +267,35 @@ class PostgresStorage:
 
     # Work
 
-    async def claim(self, terms: ClaimTerms, *, now: When) -> Claimed:
+    async def claim(self, terms: ClaimTerms, *, now: When, after: Sequence[Settlement] = ()) -> Claimed:
+        if after:
+            return await self._settle(after, Claiming(terms, now))
         self._watch.check()
         return await self._claims.submit(Claiming(terms, now))
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[MessageId]:
+        return (await self._settle(settlements, None)).refused
+
+    async def _settle(self, settlements: Sequence[Settlement], claiming: Claiming | None) -> Claimed:
+        """Nothing without a gate waits for something that has one, which may have to wait for other processes."""
         self._watch.check()
         gated = [one for one in settlements if _passes_gates(one)]
+        plain = [one for one in settlements if not _passes_gates(one)] if gated else settlements
         if not gated:
-            return await self._settlements.submit(settlements, cost_of_settlements(settlements))
-        if len(gated) == len(settlements):
-            return await self._gated_settlements.submit(settlements, cost_of_settlements(settlements))
-        plain = [one for one in settlements if not _passes_gates(one)]
-        answers = await asyncio.gather(
-            self._settlements.submit(plain, cost_of_settlements(plain)),
-            self._gated_settlements.submit(gated, cost_of_settlements(gated)),
-            return_exceptions=True,
+            stale = await self._settlements.submit(plain, cost_of_settlements(plain))
+            return replace(work.nothing_claimed(settlements), refused=stale)
+        ending = self._gated_settlements.submit(Settling(gated, claiming), cost_of_settlements(gated))
+        if not plain:
+            return await ending
+        refused, claimed = await asyncio.gather(
+            self._settlements.submit(plain, cost_of_settlements(plain)), ending, return_exceptions=True
         )
-        refused: list[MessageId] = []
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-            refused += answer
-        return refused
+        if isinstance(claimed, BaseException):
+            raise claimed
+        if isinstance(refused, BaseException):
+            self._hand_back(claimed)
+            raise refused
+        return replace(claimed, refused=[*refused, *claimed.refused])
 
     async def renew(self, leases: Sequence[Lease], *, until: int) -> Sequence[MessageId]:
         return await self._renewals.use(lambda connection: self._road.renew(connection, leases, until))
@@ -609,6 +620,24 @@ class PostgresStorage:
     def tables(self) -> Sequence[str]:
         return transfer.TABLES
 
+    async def unknown_migrations(self) -> Sequence[int]:
+        return await self._transfers.use(
+            lambda connection: schema.unknown_migrations(connection, self._server.target)
+        )
+
+    async def clear(self) -> None:
+        async def clear(tx: Tx) -> None:
+            # Emptied at once: rows that were deleted would be in the way of claims until they are vacuumed.
+            await tx.rows(f"TRUNCATE {', '.join(set(transfer.TABLES) - transfer.PARTLY)}, depths")
+            for table in transfer.PARTLY:
+                await tx.run(transfer.clear(table))
+
+        await self._transfers.use(lambda connection: self._transactions.run(connection, clear))
+
+    @property
+    def emptied_by(self) -> str:
+        return f"first remove all it holds, in psql: DROP SCHEMA {self._server.target.schema} CASCADE"
+
     async def other_users(self) -> int:
         return await self._transfers.use(lambda connection: nodes.others(connection, self._node))
 
@@ -736,14 +765,15 @@ class PostgresStorage:
         """
         back: Sequence[Settlement] = [released(one, now=one.claimed_at) for one in result.claims]
         # Here, too, nothing without a gate waits for something that has one.
-        for lane, part in (
-            (self._settlements, [one for one in back if not _passes_gates(one)]),
-            (self._gated_settlements, [one for one in back if _passes_gates(one)]),
-        ):
-            if not part:
-                continue
+        plain = [one for one in back if not _passes_gates(one)]
+        gated = [one for one in back if _passes_gates(one)]
+        submits: Sequence[Callable[[], asyncio.Future[Any]]] = [
+            *([lambda: self._settlements.submit(plain)] if plain else []),
+            *([lambda: self._gated_settlements.submit(Settling(gated))] if gated else []),
+        ]
+        for submit in submits:
             try:
-                future = lane.submit(part)
+                future = submit()
             except Unavailable as problem:
                 _log.warning(_NOT_HANDED_BACK, problem)
             else:
@@ -754,7 +784,7 @@ def _passes_gates(settlement: Settlement) -> bool:
     return moves_gates(settlement.claim) or any(map(is_gated, settlement.publishes))
 
 
-def _report(future: "asyncio.Future[Sequence[MessageId]]") -> None:
+def _report(future: "asyncio.Future[Any]") -> None:
     if not future.cancelled() and future.exception() is not None:
         _log.warning(_NOT_HANDED_BACK, future.exception())
 

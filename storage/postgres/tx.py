@@ -45,8 +45,8 @@ class Tx:
     def opens(self, at: int | None, now: int) -> None:
         """A gate opens then; None: none does."""
         if at is not None:
+            self.soon = self.soon or at - now <= _SOON_MS
             self.opens_at = at if self.opens_at is None else min(at, self.opens_at)
-            self.due(at, now)
 
     def due(self, at: int, now: int) -> None:
         """Something that nobody holds is due then."""
@@ -98,5 +98,6 @@ class Transactions:
 
     def committed(self, tx: Tx) -> None:
         self.opens(tx.opens_at)
-        if tx.due_at is not None:
-            self._due(tx.due_at, tx.soon)
+        due_at = min((at for at in (tx.due_at, tx.opens_at) if at is not None), default=None)
+        if due_at is not None:
+            self._due(due_at, tx.soon)

@@ -49,6 +49,8 @@ class Watch:
         self._loop = asyncio.get_running_loop()
         self._seen_at = self._loop.time()
         self._lost = False
+        #: The last that was heard of the database.
+        self._of_use = True
         self._listening = asyncio.Event()
         self._task = asyncio.create_task(self._run())
 
@@ -85,18 +87,16 @@ class Watch:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
-        reachable = True
         while True:
             connection = None
             try:
                 connection = await self._server.connect(Session(longest_s=5.0))
                 await self._listen(connection)
-                reachable = True
                 await self._attend(connection)
             except Unavailable as problem:
-                if reachable:
-                    _log.warning("the database cannot be reached: %s", problem)
-                reachable = False
+                if self._of_use:
+                    _log.warning("the database cannot be used: %s", problem)
+                self._of_use = False
             except Exception:
                 _log.exception("the watch over the database broke off")
             finally:
@@ -126,6 +126,7 @@ class Watch:
                 beat_at = self._loop.time() + _BEAT_S
                 await self.beat(connection)
                 await agree(connection, self._clock)
+                self._of_use = True
             if self._hint is not None:
                 hint, self._hint = self._hint, None
                 await connection.rows("SELECT pg_notify($1, $2)", self._channel, str(hint))

@@ -45,7 +45,7 @@ from storage.protocol import DEDUP_WINDOW_MS, Claimed, ClaimTerms, Permits, Publ
 from storage.sql import crowds, gates, permits
 from storage.sql.cancel import requested
 from storage.sql.crowds import STANDS_ASIDE
-from storage.sql.gates import Member, Rest, Waiter, rest_of
+from storage.sql.gates import Member, Waiter, rest_of
 from storage.sql.road import (
     LOST,
     NO_TERMS,
@@ -288,6 +288,13 @@ class Claiming(NamedTuple):
     now: When
 
 
+class Settling(NamedTuple):
+    """One call of settle for what has gates, and what may be claimed in its transaction."""
+
+    settlements: Sequence[Settlement]
+    claiming: Claiming | None = None
+
+
 class _Plan(NamedTuple):
     """What a group of publishes writes, and answers once it is written."""
 
@@ -443,10 +450,7 @@ class Road:
         """
         refused: list[list[MessageId]] = [[] for _ in calls]
         fresh = distinct(calls, refused)
-        if all(
-            one.change is Change.DELIVERED and not one.publishes and not moves_gates(one.claim)
-            for _, one in fresh.values()
-        ):
+        if _are_delivered(fresh) and not any(moves_gates(one.claim) for _, one in fresh.values()):
             held = await self._transactions.at_once(connection, lambda tx: _deliver(tx, fresh))
         else:
             held = await self._transactions.run(connection, lambda tx: _settle(tx, fresh))
@@ -460,6 +464,26 @@ class Road:
     ) -> Sequence[MessageId]:
         """`settle` for one call."""
         return (await self.settle(connection, [settlements]))[0]
+
+    async def settle_and_claim(self, connection: Connection, calls: Sequence[Settling]) -> Sequence[Claimed]:
+        """Settle one call after the other: a process has one loop that settles, so there is hardly a second."""
+        return [await self.settle_and_claim_alone(connection, call) for call in calls]
+
+    async def settle_and_claim_alone(self, connection: Connection, call: Settling) -> Claimed:
+        """`settle`, and in the same transaction let pass and lease who waits for what it frees.
+
+        Killed before the commit, the leases of what was attempted run out, and nobody was let pass in their place;
+        killed after it, the attempts are over, and the leases of what was claimed run out. Who gets a lane is due
+        then like anybody else: claims tell each other where to begin, and this is none of them.
+        """
+        refused: list[MessageId] = []
+        fresh = distinct([call.settlements], [refused])
+        begin = self._horizon.floor
+        held, claimed = await self._transactions.run(
+            connection, lambda tx: _settle_and_admit(tx, fresh, call.claiming, begin)
+        )
+        refused += [MessageId(identity[1]) for identity in fresh if identity not in held]
+        return replace(claimed, refused=refused)
 
     async def renew(self, connection: Connection, leases: Sequence[Lease], until: int) -> Sequence[MessageId]:
         """Extend the leases that are still held; the ids of the others."""
@@ -700,8 +724,13 @@ def _earliest(*instants: int | None) -> int | None:
     return min((at for at in instants if at is not None), default=None)
 
 
+def _are_delivered(fresh: dict[Identity, tuple[int, Settlement]]) -> bool:
+    """Whether all are the common end, with nothing that follows."""
+    return all(one.change is Change.DELIVERED and not one.publishes for _, one in fresh.values())
+
+
 async def _deliver(tx: Tx, fresh: dict[Identity, tuple[int, Settlement]]) -> set[Identity]:
-    """Settle what was delivered and has no consequences; the claims that were held."""
+    """Settle what was delivered, but for its gates; the claims that were held."""
     rows = []
     for identity in sorted(fresh):
         settlement = fresh[identity][1]
@@ -711,6 +740,35 @@ async def _deliver(tx: Tx, fresh: dict[Identity, tuple[int, Settlement]]) -> set
         at = settlement.at
         rows.append((*identity, tx.position(at), at, settlement.claim.retried, duration_ms, attempt.status))
     return {tuple(row) for row in await tx.rows(_DELIVER, *_arrays(rows, _SUCCESS))} if rows else set()
+
+
+def nothing_claimed(settlements: Sequence[Settlement]) -> Claimed:
+    """The answer to whoever settles and takes nothing; what that makes due is told like ever."""
+    return Claimed(claims=(), at=max((one.at for one in settlements), default=0), next_due_at=None)
+
+
+async def _settle_and_admit(
+    tx: Tx, fresh: dict[Identity, tuple[int, Settlement]], claiming: Claiming | None, begin: int
+) -> tuple[set[Identity], Claimed]:
+    """Settle, and let pass whom the gates that this opened let pass; the claims that were held."""
+    held = await _settle(tx, fresh)
+    if claiming is None or tx.opens_at is None or claiming.terms.limit <= 0:
+        return held, nothing_claimed([one for _, one in fresh.values()])
+    # Only here: whoever had the gates in hand before has let go of them.
+    now = instant(claiming.now)
+    if tx.opens_at > now:
+        return held, nothing_claimed([one for _, one in fresh.values()])
+    admitted = await _admit(tx, claiming, begin)
+    # They are as they were left now, and not as the settlements left them.
+    tx.opens_at = await tx.run(gates.next_opening())
+    if admitted.lanes_at is not None:
+        tx.due(admitted.lanes_at, now)
+    return held, Claimed(
+        claims=admitted.claims,
+        at=now,
+        next_due_at=_earliest(tx.opens_at, admitted.lanes_at),
+        passed_over=admitted.passed_over,
+    )
 
 
 async def _settle(tx: Tx, fresh: dict[Identity, tuple[int, Settlement]]) -> set[Identity]:
@@ -731,6 +789,10 @@ async def _settle(tx: Tx, fresh: dict[Identity, tuple[int, Settlement]]) -> set[
         for tenant, id_, claim_no, cancel_requested in await tx.rows(_HOLD, *_arrays(identities, _IDENTITY))
     }
     good = [one for identity, (_, one) in fresh.items() if held.get(identity) == 0]
+    if len(good) == len(held) and _are_delivered(fresh):
+        await _deliver(tx, {identity: fresh[identity] for identity in held})
+        await _leave_gates(tx, good)
+        return set(held)
     ending = [canceled(one) for identity, (_, one) in fresh.items() if held.get(identity)]
     await _apply(tx, [*good, *(await tx.run(requested(ending)) if ending else ())])
     if made:
@@ -746,20 +808,14 @@ async def _apply(tx: Tx, settlements: Sequence[Settlement]) -> None:
     dead_letters: list[Row] = []
     freed: list[tuple[int, bytes, int]] = []
     followers: list[Acceptance] = []
-    rests: list[Rest] = []
-    reported: list[Member] = []
     for settlement in settlements:
         change = settlement.change
         one = settlement.claim
         message = one.message
         tenant, id_, at, due_at = message.tenant, message.id, settlement.at, settlement.due_at
         wakes_at = due_at if message.flow is None else None
-        if may_hold(one):
-            rests.append(rest_of(settlement))
         if change in FINAL_CHANGES:
             ended.append((tenant, id_))
-            if message.lane_of is not None:
-                reported.append((tenant, message.lane_of))
         elif change is Change.RELEASED:
             # Nothing was attempted: no retry counted, no lost lease forgiven, nothing to tell.
             state = CREATED if one.retried == 0 else RETRY
@@ -806,10 +862,21 @@ async def _apply(tx: Tx, settlements: Sequence[Settlement]) -> None:
     ):
         if rows:
             await tx.rows(text, *_arrays(rows, columns))
-    if rests or reported:
-        now = max(one.at for one in settlements)
-        tx.opens(await tx.run(gates.settled(rests, reported, now)), now)
+    await _leave_gates(tx, settlements)
     tx.live -= len(ended)
     tx.dead_letters += len(dead_letters)
     if followers:
         await accept(tx, followers)
+
+
+async def _leave_gates(tx: Tx, settlements: Sequence[Settlement]) -> None:
+    """Give back what was held of gates that are locked."""
+    rests = [rest_of(one) for one in settlements if may_hold(one.claim)]
+    reported: list[Member] = [
+        (one.claim.message.tenant, one.claim.message.lane_of)
+        for one in settlements
+        if one.change in FINAL_CHANGES and one.claim.message.lane_of is not None
+    ]
+    if rests or reported:
+        now = max(one.at for one in settlements)
+        tx.opens(await tx.run(gates.settled(rests, reported, now)), now)

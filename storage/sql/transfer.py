@@ -15,6 +15,9 @@ PROBE, UNFINISHED = "ping", "unfinished_copy"
 _PAGE_BYTES = 4 << 20
 
 
+_ALL = "TRUE"
+
+
 class _Table(Struct, frozen=True, kw_only=True):
     """`weight` is about the bytes of a row's wide column; `ordered` says that all databases sort its key alike,
     which they do for numbers and bytes, and not for texts."""
@@ -23,7 +26,7 @@ class _Table(Struct, frozen=True, kw_only=True):
     rest: tuple[str, ...]
     weight: str | None = None
     ordered: bool = True
-    where: str = "TRUE"
+    where: str = _ALL
     #: Columns that are not read as they are.
     read_as: tuple[tuple[str, str], ...] = ()
 
@@ -125,6 +128,9 @@ _TABLES = {
 
 TABLES = tuple(_TABLES)
 
+#: Those that hold other rows as well.
+PARTLY = frozenset(name for name, table in _TABLES.items() if table.where != _ALL)
+
 
 def columns(name: str) -> Sequence[str]:
     """What the values of a row are, in their order."""
@@ -160,6 +166,10 @@ def write(name: str, rows: Sequence[Row]) -> Script[int]:
     for query in bulk.queries(rows):
         written += len((yield query))
     return written
+
+
+def clear(name: str) -> Script[None]:
+    yield Query(f"DELETE FROM {name} WHERE {_TABLES[name].where}")
 
 
 def count(name: str) -> Script[int]:

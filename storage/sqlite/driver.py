@@ -1,5 +1,6 @@
 """The SQLite library: which one, how connections are set up, and what its errors mean."""
 
+import contextlib
 import re
 import sqlite3
 from pathlib import Path
@@ -53,6 +54,10 @@ _REASONS = {
     _NOTADB: "the database file is not a database",
 }
 
+#: SQLITE_READONLY_DBMOVED, which SQLite itself finds out about without a write-ahead log only.
+_MOVED = _READONLY | 4 << 8
+_IS_MOVED = "the database file was moved, removed or replaced: put it back, or restart the relay"
+
 
 class Rejected(Exception):  # noqa: N818 - what happened, like the names in relay.domain.errors
     """SQLite refused a statement for what it said (a constraint, a value it cannot hold): repeating is useless."""
@@ -73,6 +78,23 @@ def version_problem(version: tuple[int, ...]) -> str | None:
             f"SQLite {text} can corrupt a database in rare cases: use 3.51.3 or newer (pip install pysqlite3)"
         )
     return None
+
+
+def file_at(path: Path) -> tuple[int, int]:
+    """What tells the file that is there now from every other one."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def check_file(path: Path, file: tuple[int, int]) -> None:
+    """Raises an error of the driver when another file, or none, is at the path: what is committed to one without a
+    name is there for nobody."""
+    with contextlib.suppress(OSError):
+        if file_at(path) == file:
+            return
+    moved = dbapi2.OperationalError("the file is not where it was")
+    moved.sqlite_errorcode = _MOVED
+    raise moved
 
 
 def connect_writer(path: Path, *, create: bool = False) -> Connection:
@@ -153,7 +175,8 @@ def is_lasting(error: BaseException) -> bool:
 
 def unavailable(error: BaseException) -> Unavailable | None:
     """The error as the state of the whole database, if that is what it tells; None when one statement was wrong."""
-    reason = _REASONS.get(code_of(error))
+    code = getattr(error, "sqlite_errorcode", 0)
+    reason = _IS_MOVED if code == _MOVED else _REASONS.get(code_of(error))
     return None if reason is None else Unavailable(reason, retry_after_s=2)
 
 

@@ -23,7 +23,7 @@ from relay.domain.tenant import Principal, Tenant, TenantLimits, Token
 from relay.domain.url_group import Endpoint, EndpointRef, UrlGroup
 from relay.ids import Ids
 from storage.codec import Row
-from storage.migrate import Migration, migrations_of, missing
+from storage.migrate import Migration, migrations_of, missing, unknown
 from storage.protocol import (
     CannotOpen,
     Claimed,
@@ -112,8 +112,9 @@ def _about(path: Path, problem: Exception) -> Exception:
 class _Opened:
     """What a database held when it was opened, and its first writing connection."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, file: tuple[int, int]) -> None:
         self.connection = connection
+        self.file = file
         self.last_id = max(
             _number(connection, "SELECT max(id) FROM messages"), _greatest(connection, "dead_letters", "id")
         )
@@ -144,12 +145,21 @@ class SqliteStorage:
         self._wakes: list[Callable[[int], None]] = []
         self._pings = 0
         self._closed = False
+
+        def check() -> None:
+            driver.check_file(path, first.file)
+
+        def connect() -> Connection:
+            check()
+            return driver.connect_writer(path)
+
         self._writer = Writer(
-            lambda: driver.connect_writer(path),
+            connect,
             Ids(node=node, last=first.last_position),
             committed=self._committed,
             orphaned=self._orphaned,
             connection=first.connection,
+            check=check,
         )
         #: Look-ups by key, which answer requests, never queue behind searches.
         self._lookups = Readers(path, 1)
@@ -222,7 +232,11 @@ class SqliteStorage:
 
     # Work
 
-    async def claim(self, terms: ClaimTerms, *, now: When) -> Claimed:
+    async def claim(self, terms: ClaimTerms, *, now: When, after: Sequence[Settlement] = ()) -> Claimed:
+        if after:
+            return await self._call(
+                lambda tx: work.settle_and_claim(tx, after, terms, now), cost=cost_of_settlements(after)
+            )
         return await self._call(lambda tx: work.claim(tx, terms, now))
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[MessageId]:
@@ -511,6 +525,22 @@ class SqliteStorage:
     def tables(self) -> Sequence[str]:
         return transfer.TABLES
 
+    async def unknown_migrations(self) -> Sequence[int]:
+        return await self._transfers.run(_unknown_migrations())
+
+    async def clear(self) -> None:
+        def clear(tx: Tx) -> None:
+            tx.live -= tx.run(transfer.count("deliveries"))
+            tx.dead_letters -= tx.run(transfer.count("dead_letters"))
+            for table in transfer.TABLES:
+                tx.run(transfer.clear(table))
+
+        await self._call(clear)
+
+    @property
+    def emptied_by(self) -> str:
+        return "name another file"
+
     async def other_users(self) -> int:
         # The lock keeps them out.
         return 0
@@ -552,8 +582,8 @@ class SqliteStorage:
         if self._temporary is not None:
             await asyncio.to_thread(self._temporary.cleanup)
 
-    async def _call(self, function: Callable[[Tx], T], *, grows: bool = False) -> T:
-        result: T = await self._writer.submit(_GROW if grows else _CALL, function)
+    async def _call(self, function: Callable[[Tx], T], *, grows: bool = False, cost: int = 0) -> T:
+        result: T = await self._writer.submit(_GROW if grows else _CALL, function, cost)
         return result
 
     async def _write(self, script: Callable[[], Script[T]]) -> T:
@@ -585,6 +615,11 @@ def _report(future: "asyncio.Future[Any]") -> None:
         _log.warning(_NOT_HANDED_BACK, future.exception())
 
 
+def _unknown_migrations() -> Script[Sequence[int]]:
+    rows = yield Query("SELECT version FROM migrations")
+    return unknown(migrations_of("storage.sqlite"), [row[0] for row in rows])
+
+
 def _oldest_due() -> Script[int | None]:
     """At most the deliveries in flight are passed over before the first that waits."""
     rows = yield Query(
@@ -605,6 +640,8 @@ def lock_file(path: Path) -> int:
     symbolic links; a file that has a second name is refused, because each name has its own lock and its own
     write-ahead log.
     """
+    if path.is_dir():
+        raise CannotOpen(f"{path} is a directory: name a file in it, such as {path / 'relay.db'}")
     with contextlib.suppress(OSError):
         if (names := path.stat().st_nlink) > 1:
             raise CannotOpen(
@@ -639,7 +676,7 @@ def _prepare(path: Path, migrate: bool) -> _Opened:
         raise
     try:
         _migrate(connection, path, migrations_of("storage.sqlite"), may=migrate)
-        return _Opened(connection)
+        return _Opened(connection, driver.file_at(path))
     except BaseException:
         connection.close()
         raise

@@ -7,6 +7,8 @@ crash anywhere in one of them undoes all of it; what that means for the road of 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from msgspec.structs import replace
+
 from relay.domain.delivery import Change, Claim, Lease, Settlement
 from relay.domain.fairness import Crowd
 from relay.domain.gates import Gate, GateId, GateKind, is_gated, may_hold
@@ -336,6 +338,24 @@ def settle(tx: Tx, calls: Sequence[Sequence[Settlement]]) -> Sequence[Sequence[M
             refused[number].append(settlement.claim.message.id)
     _apply(tx, good)
     return refused
+
+
+def settle_and_claim(tx: Tx, settlements: Sequence[Settlement], terms: ClaimTerms, when: When) -> Claimed:
+    """Write settlements, and claim in the same commit when that made something due.
+
+    Killed before it, the leases of what was attempted run out, and nobody was let pass in their place; killed
+    after it, the attempts are over, and the leases of what was claimed run out.
+    """
+    now = instant(when)
+    due_at, tx.due_at = tx.due_at, None
+    (refused,) = settle(tx, [settlements])
+    claimed = Claimed(claims=(), at=now, next_due_at=tx.due_at)
+    if tx.due_at is not None and tx.due_at <= now:
+        claimed = claim(tx, terms, when)
+        # Whoever claims hears of what is left by the answer.
+        tx.due_at = None
+    tx.due(due_at)
+    return replace(claimed, refused=refused)
 
 
 def renew(tx: Tx, leases: Sequence[Lease], until: int) -> Sequence[MessageId]:

@@ -122,7 +122,8 @@ class Writer:
 
     `open_connection` is called in the thread when there is no `connection`, or it had to be given up.
     `committed` hears of every commit, `orphaned` of every result whose caller had gone by then; what it submits
-    `late` is written even when that was the last group before closing.
+    `late` is written even when that was the last group before closing. `check` is called in the thread before every
+    COMMIT, and raises an error of the driver when there is to be none.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class Writer:
         committed: Callable[[Tx], None],
         orphaned: Callable[[Any], None],
         connection: Connection | None = None,
+        check: Callable[[], None] = lambda: None,
         longest_close_s: float = _LONGEST_CLOSE_S,
     ) -> None:
         self._open_connection = open_connection
@@ -140,6 +142,7 @@ class Writer:
         self._committed = committed
         self._orphaned = orphaned
         self._connection = connection
+        self._check = check
         self._longest_close_s = longest_close_s
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[_Operation | None] = SimpleQueue()
@@ -243,6 +246,7 @@ class Writer:
             # At once for writing: a lock is met here, before any work was done for nothing.
             connection.execute("BEGIN IMMEDIATE")
             results = work(tx, group)
+            self._check()
             connection.execute("COMMIT")
         except BaseException as error:
             self._undo(error)

@@ -144,7 +144,7 @@ class Rig:
         self.services = Services(
             storage=storage,
             publisher=self.publisher,
-            authenticator=Authenticator(storage, self.clock, limits),
+            authenticator=Authenticator(storage, self.clock, limits, self.log),
             bodies=bodies,
             clock=self.clock,
             ids=Ids(),

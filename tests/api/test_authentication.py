@@ -82,6 +82,18 @@ async def test_a_revoked_token_fails_within_a_second(rig: Rig) -> None:
     assert (await rig.call("GET", "/v2/schedules", token=READ_ONLY)).status == 200
 
 
+async def test_the_log_hears_once_of_a_token_that_was_good_and_is_no_more(rig: Rig) -> None:
+    assert (await rig.call("GET", "/v2/keys")).status == 200
+    await rig.storage.delete_tokens(TENANT, read_only=False, keep=None)
+    rig.clock.advance(1_000)
+    for token in (TOKEN, TOKEN, "never-was-one"):
+        assert (await rig.call("GET", "/v2/keys", token=token)).status == 401
+    (line,) = [fields for event, fields in rig.log.lines if event == "token.void"]
+    assert line["token"] == f"tok_{token_hash(TOKEN).hex()[:8]}"
+    assert line["tenant"] == TENANT
+    assert TOKEN not in str(line)
+
+
 async def test_a_token_is_looked_up_once_a_second(rig: Rig) -> None:
     assert (await rig.call("GET", "/v2/keys")).status == 200
     await rig.storage.delete_tokens(TENANT, read_only=False, keep=None)

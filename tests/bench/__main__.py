@@ -8,7 +8,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import bloat, claim, drain, end_to_end, fairness, gates, latency, memory, nodes, systems
+from tests.bench import (
+    bloat,
+    claim,
+    drain,
+    end_to_end,
+    fairness,
+    gates,
+    latency,
+    limits,
+    memory,
+    nodes,
+    systems,
+)
 from tests.bench.table import Finding, show
 
 
@@ -28,6 +40,7 @@ def main() -> None:
             claim.Options(sizes=(1_000, 100_000), postgres=True, directory=directory)
         ),
         "gates": lambda: gates.measure(gates.Options(closed=(0, 10_000), directory=directory)),
+        "limits": lambda: limits.measure(limits.Options(rounds=1, seconds=3, directory=directory)),
         "memory": lambda: memory.measure(
             memory.Options(messages=50_000, idle_seconds=5, directory=directory)
         ),

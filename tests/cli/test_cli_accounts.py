@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import json
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,11 @@ import pytest
 from relay.accounts import token_hash, user_id_of
 from relay.domain.message import SignedBy
 from relay.domain.tenant import Principal, Token
-from relay.main import open_storage
+from relay.main import named, open_storage
 from storage.protocol import Storage
 from tests import postgres_server
 from tests.cli.console import Console, Result
+from tests.live import COMMAND
 
 DAY = 86_400_000
 
@@ -160,7 +163,8 @@ def test_the_last_token_that_may_write_is_revoked_only_when_that_is_meant(
     done(console("tokens", "create", "umbrella", "--json"))
     done(console("tokens", "create", "acme", "--read-only", "--json"))
     last, other = (done(console("tokens", "create", "acme", "--json")) for _ in range(2))
-    assert console("tokens", "revoke", other["tokenId"]).err == ""
+    changed = f"relay: changed {named(database)}\n"
+    assert console("tokens", "revoke", other["tokenId"]).err == changed
     acme, _ = look(database, lambda storage: storage.tenants())
     expired = Token(hash=bytes(32), tenant=acme.id, read_only=False, created_at=0, expires_at=1)
     look(database, lambda storage: storage.issue_token(expired))
@@ -174,12 +178,12 @@ def test_the_last_token_that_may_write_is_revoked_only_when_that_is_meant(
     assert principal_of(database, last["token"]) is not None
 
     meant = console("tokens", "revoke", last["tokenId"], "--yes", "--json")
-    assert (meant.code, meant.err) == (0, warning)
+    assert (meant.code, meant.err) == (0, warning + changed)
     assert json.loads(meant.out) == {"revoked": [last["tokenId"]], "notFound": []}
     assert principal_of(database, last["token"]) is None
 
 
-def test_tokens_that_are_the_last_only_together_are_asked_about_once(console: Console) -> None:
+def test_tokens_that_are_the_last_only_together_are_asked_about_once(console: Console, database: str) -> None:
     console("tenants", "create", "acme")
     ids = [done(console("tokens", "create", "acme", "--json"))["tokenId"] for _ in range(2)]
     reading = done(console("tokens", "create", "acme", "--read-only", "--json"))["tokenId"]
@@ -188,7 +192,7 @@ def test_tokens_that_are_the_last_only_together_are_asked_about_once(console: Co
     assert revoked.code == 0
     assert revoked.err.count("acme") == 2
     # What could do nothing before is not left with less.
-    assert console("tokens", "revoke", reading).err == ""
+    assert console("tokens", "revoke", reading).err == f"relay: changed {named(database)}\n"
 
 
 def test_limits_are_spelled_like_the_relays_own_and_one_leaves_the_others_alone(
@@ -338,6 +342,54 @@ def test_no_database_is_made_by_a_command_about_accounts(tmp_path: Path, url: st
         assert (refused.code, refused.out) == (1, "")
         assert reason in refused.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_changed_is_said_with_the_database_it_is_in(console: Console, database: str) -> None:
+    made = console("tenants", "create", "acme", "--json")
+    token = done(console("tokens", "create", "acme", "--json"))["tokenId"]
+    changes = [
+        console("tenants", "set", "acme", "--max-retries", "1"),
+        console("tenants", "disable", "acme"),
+        console("tenants", "enable", "acme"),
+        console("tokens", "create", "acme"),
+        console("tokens", "revoke", token, "--database", database),
+    ]
+    for result in (made, *changes):
+        assert result.code == 0, result.err
+        assert result.err.splitlines()[-1] == f"relay: changed {named(database)}"
+    assert named(database) not in console("tenants", "list").err
+    assert console("tokens", "revoke", token).err == f'relay: token "{token}" not found\n'
+
+
+def test_the_default_database_is_said_to_be_the_default(tmp_path: Path) -> None:
+    look(f"sqlite:///{tmp_path}/relay.db", lambda storage: storage.tenants())
+    made = subprocess.run(
+        [COMMAND, "tenants", "create", "acme"],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if not name.startswith("RELAY_")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert made.stderr.splitlines()[-1] == (
+        f"relay: changed {tmp_path}/relay.db, the default: RELAY_DATABASE_URL is not set"
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("sqlite:////var/lib/relay.db", "/var/lib/relay.db"),
+        ("postgres://me:secret@h:5432/db?password=secret&schema=relay", "postgresql://h/db"),
+        (
+            "postgresql:///db?host=/tmp&port=5433&schema=mine",
+            "postgresql:///db?host=/tmp&port=5433&schema=mine",
+        ),
+    ],
+)
+def test_a_database_is_named_without_who_may_use_it(url: str, name: str) -> None:
+    assert named(url) == name
 
 
 def test_the_flag_wins_over_the_environment(console: Console, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from relay.domain.delivery import Change, Claim, State, released, settle
+from relay.domain.delivery import Change, Claim, Settlement, State, released, settle
 from relay.domain.gates import (
     KEY_LIFETIME_MS,
     Configure,
@@ -94,6 +94,72 @@ async def fail(storage: Storage, *claims: Claim, now: int = NOW) -> Sequence[Mes
 
 def messages_of(claims: Sequence[Claim]) -> Sequence[Message]:
     return [claim.message for claim in claims]
+
+
+# --- what a settlement frees
+
+
+def delivered(claim: Claim) -> Settlement:
+    return settle(claim, an_attempt(started_at=NOW, ended_at=NOW), next_id=next_id)
+
+
+async def test_a_claim_after_a_settlement_lets_the_next_in_line_have_its_permit(storage: Storage) -> None:
+    first, second, third = (a_message(flow=ONE_AT_A_TIME) for _ in range(3))
+    await accept(storage, first, second, third)
+    (claim,) = await take(storage)
+    claimed = await storage.claim(TERMS, now=NOW, after=[delivered(claim)])
+    assert messages_of(claimed.claims) == [second]
+    assert list(claimed.refused) == []
+    assert await states(storage, first) == [State.CREATED, State.ACTIVE, State.DELIVERED]
+    assert (await key(storage)).gate.held == 1
+    assert await take(storage) == []
+
+
+async def test_a_claim_after_a_settlement_lets_the_next_in_line_have_its_lane(storage: Storage) -> None:
+    first, second, third = (a_message(queue="q") for _ in range(3))
+    await accept(storage, first, second, third)
+    (claim,) = await take(storage)
+    claimed = await storage.claim(TERMS, now=NOW, after=[delivered(claim)])
+    # Whoever has the lane is due, for this claim or the next.
+    assert messages_of([*claimed.claims, *await take(storage)]) == [second]
+    assert (await queue(storage)).held == 1
+
+
+async def test_a_claim_after_settlements_leaves_alone_what_waits_for_nothing_they_free(
+    storage: Storage,
+) -> None:
+    keyed, other = a_message(flow=ONE_AT_A_TIME), a_message()
+    await accept(storage, keyed)
+    (claim,) = await take(storage)
+    await accept(storage, other)
+    claimed = await storage.claim(TERMS, now=NOW, after=[delivered(claim)])
+    assert list(claimed.claims) == []
+    assert messages_of(await take(storage)) == [other]
+
+
+async def test_a_settlement_that_is_refused_lets_nobody_pass(storage: Storage) -> None:
+    first, second = a_message(flow=ONE_AT_A_TIME), a_message(flow=ONE_AT_A_TIME)
+    await accept(storage, first, second)
+    (lost,) = await take(storage)
+    after_lease = NOW + LEASE_MS + 1
+    # The claim that finds it puts it back in line.
+    (current,) = [*await take(storage, now=after_lease), *await take(storage, now=after_lease)]
+    claimed = await storage.claim(TERMS, now=after_lease, after=[delivered(lost)])
+    assert list(claimed.refused) == [lost.message.id]
+    assert list(claimed.claims) == []
+    assert current.claim_no == lost.claim_no + 1
+
+
+async def test_a_claim_after_settlements_takes_no_more_than_it_may(storage: Storage) -> None:
+    limits = FlowControl(key="k", parallelism=2)
+    messages = [a_message(flow=limits) for _ in range(4)]
+    await accept(storage, *messages)
+    claims = await take(storage)
+    one = ClaimTerms(limit=1, lease_ms=LEASE_MS)
+    claimed = await storage.claim(one, now=NOW, after=[delivered(claim) for claim in claims])
+    assert messages_of(claimed.claims) == messages[2:3]
+    assert claimed.next_due_at == NOW
+    assert messages_of(await take(storage)) == messages[3:]
 
 
 # --- queues
@@ -937,10 +1003,16 @@ class Machine(RuleBasedStateMachine):
 
     @rule(limit=st.sampled_from([1, 2, 10]))
     def claim(self, limit: int) -> None:
-        key = self.wait(self.storage.flow_key(TENANT, "k", now=self.now))
+        self.take(limit)
+
+    def take(self, limit: int, *, after: Sequence[Settlement] = ()) -> None:
         queue = self.wait(self.storage.queue(TENANT, "q"))
-        claimed = self.wait(self.storage.claim(ClaimTerms(limit=limit, lease_ms=LEASE_MS), now=self.now))
+        terms = ClaimTerms(limit=limit, lease_ms=LEASE_MS)
+        claimed = self.wait(self.storage.claim(terms, now=self.now, after=after))
+        assert list(claimed.refused) == []
         assert len(claimed.claims) <= limit
+        # Callbacks that were published with it bring the limits of their keys.
+        key = self.wait(self.storage.flow_key(TENANT, "k", now=self.now))
         self.lapse()
         self.hold(self.permitted(claimed.claims))
         keyed = [c for c in claimed.claims if c.message.flow is not None]
@@ -949,9 +1021,7 @@ class Machine(RuleBasedStateMachine):
             gate = key.gate
             assert not gate.paused
             assert gate.parallelism is None or len(self.flying("k")) <= gate.parallelism
-            after = self.wait(self.storage.flow_key(TENANT, "k", now=self.now))
-            assert after is not None
-            assert gate.rate is None or after.gate.window_count <= gate.rate
+            assert gate.rate is None or gate.window_count <= gate.rate
         new = [
             c.message.id for c in claimed.claims if c.message.origin.queue and c.message.id not in self.begun
         ]
@@ -1001,8 +1071,9 @@ class Machine(RuleBasedStateMachine):
             c for c, _ in self.claims.values() if c.message.flow is not None and c.message.flow.key == key
         ]
 
-    @rule(nth=st.integers(0, 9), outcome=st.sampled_from(["200", "500", "489", "back"]))
-    def settle(self, nth: int, outcome: str) -> None:
+    @rule(nth=st.integers(0, 9), outcome=st.sampled_from(["200", "500", "489", "back"]),
+          successors=st.sampled_from([0, 1, 10]))  # fmt: skip
+    def settle(self, nth: int, outcome: str, successors: int) -> None:
         if not self.claims:
             return
         id_ = sorted(self.claims)[nth % len(self.claims)]
@@ -1020,8 +1091,11 @@ class Machine(RuleBasedStateMachine):
             settlement = settle(claim, attempt, retry_after_ms=300, next_id=next_id)
             if outcome != "500" or claim.retried:
                 del self.living[id_]
-        assert self.wait(self.storage.settle([settlement])) == []
         self.living.update((message.id, message) for message in settlement.publishes)
+        if successors:
+            self.take(successors, after=[settlement])
+        else:
+            assert self.wait(self.storage.settle([settlement])) == []
 
     @rule()
     def a_ghost_answers(self) -> None:

@@ -174,7 +174,7 @@ class Hammer:
                 mine.pop()
                 for _ in range(self.chance.randint(0 if claimed.claims else min(1, len(mine)), len(mine)))
             ]
-            await self.answer(node, ready)
+            mine += await self.answer(node, ready)
             if not claimed.claims and not ready and claimed.next_due_at is not None:
                 busy = self.busy or self.flying.keys() - {ghost.message.id for ghost in self.ghosts}
                 self.now = max(self.now, min(claimed.next_due_at, now + (20 if busy else _LEASE_MS)))
@@ -200,7 +200,8 @@ class Hammer:
             self.turns += 1
             self.turned.notify_all()
 
-    async def answer(self, node: Storage, claims: Sequence[Claim]) -> None:
+    async def answer(self, node: Storage, claims: Sequence[Claim]) -> Sequence[Claim]:
+        """Settle, at times with a claim of what that frees; who was claimed."""
         settlements = []
         leases: dict[int, int] = {}
         for claim in claims:
@@ -218,8 +219,16 @@ class Hammer:
             # Others may claim them before this hears that they were written.
             self.living.update((report.id, report) for report in settlement.publishes)
             settlements.append(settlement)
+        closed, now = frozenset(self.paused), self.now
+        successors = self.chance.choice([0, 1, 4])
+        taken: Sequence[Claim] = ()
         self.busy += 1
-        refused = set(await node.settle(settlements))
+        if successors:
+            terms = ClaimTerms(limit=successors, lease_ms=_LEASE_MS)
+            claimed = await node.claim(terms, now=now, after=settlements)
+            refused, taken = set(claimed.refused), claimed.claims
+        else:
+            refused = set(await node.settle(settlements))
         self.busy -= 1
         assert all(leases[id_] <= self.now for id_ in refused)
         self.ending -= refused
@@ -234,6 +243,9 @@ class Hammer:
                     await self.cancel(node, report.id)
             if settlement.due_at is None or settlement.claim.message.id in self.ending:
                 self.living.pop(settlement.claim.message.id, None)
+        taken = await self.permitted(node, taken, now)
+        self.look_at(taken, now, closed & self.paused)
+        return taken
 
     async def disturb(self) -> None:
         """Limits change and gates are closed and opened while all of that goes on."""

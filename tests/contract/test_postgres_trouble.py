@@ -156,16 +156,6 @@ async def test_a_setting_that_the_server_does_not_know_is_named(url: str) -> Non
         await open_postgres(f"{url}&no_such_setting=1")
 
 
-async def test_a_schema_of_a_newer_relay_is_refused(
-    storage: PostgresStorage, url: str, database: Any
-) -> None:
-    await database.execute("INSERT INTO migrations VALUES (999, 'of_the_future')")
-    with pytest.raises(CannotOpen, match="schema version 999, this relay knows versions up to"):
-        await open_postgres(url)
-    # Those who run already go on: that is how versions are changed without a pause.
-    await accept(storage, a_message())
-
-
 async def test_without_migrating_only_what_is_up_to_date_is_opened(url: str, database: Any) -> None:
     with pytest.raises(CannotOpen, match="run relay migrate first"):
         await open_postgres(url, migrate=False)
@@ -323,6 +313,63 @@ async def test_a_server_that_goes_and_comes_back_is_survived(
         while await heard.get() != NOW - 7:
             pass
     await asyncio.gather(storage.close(), other.close())
+
+
+@pytest.mark.parametrize("how", ["renamed", "denied", "dropped"])
+async def test_tables_that_are_not_there_or_not_ours_are_unavailable_until_they_are_again(
+    storage: PostgresStorage, url: str, database: Any, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    schema = target_of(url).schema
+    first, last = a_message(), a_message()
+    await accept(storage, first)
+    ours, reason = storage, "tables are not there"
+    away, back = (
+        f"ALTER SCHEMA {schema} RENAME TO {schema}_away",
+        f"ALTER SCHEMA {schema}_away RENAME TO {schema}",
+    )
+    if how == "denied":
+        # A role that owns nothing, and may use everything for now.
+        role = f"{schema}_role"
+        objects = ("ALL TABLES IN SCHEMA", "ALL SEQUENCES IN SCHEMA", "SCHEMA")
+        back = "; ".join(f"GRANT ALL ON {one} {schema} TO {role}" for one in objects)
+        away = f"REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM {role}"
+        await database.execute(f"CREATE ROLE {role} LOGIN; {back}")
+        ours, reason = (
+            await open_postgres(url.replace("//postgres@", f"//{role}@")),
+            "denies the role of the relay",
+        )
+    if how == "dropped":
+        # What is restored has other oids.
+        away = f"DROP SCHEMA {schema} CASCADE"
+    await ours.ping()
+    await database.execute(away)
+    try:
+        outcomes = await asyncio.gather(
+            accept(ours, a_message()),
+            take(ours),
+            ours.message(TENANT, first.id),
+            ours.ping(),
+            ours.cancel(TENANT, EVERYTHING, limit=None, now=NOW),
+            ours.put_setting("name", "value"),
+            ours.stats(),
+            return_exceptions=True,
+        )
+    finally:
+        if how == "dropped":
+            restored = await open_postgres(url)
+            await accept(restored, first)
+            await restored.close()
+        else:
+            await database.execute(back)
+    assert {type(outcome) for outcome in outcomes} == {Unavailable}, outcomes
+    assert {reason in str(outcome) for outcome in outcomes} == {True}, outcomes
+    await until_it_works(lambda: accept(ours, last))
+    await until_it_works(ours.ping)
+    assert [claim.message for claim in await take(ours)] == [first, last]
+    assert not [record for record in caplog.records if record.exc_info]
+    if ours is not storage:
+        await ours.close()
+        await database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 async def test_closing_writes_what_was_accepted_and_refuses_what_comes_after(url: str) -> None:
@@ -497,7 +544,7 @@ async def test_a_transaction_that_fails_leaves_nothing_and_its_connection_is_goo
     pid = await pool.use(backend)
     with pytest.raises(Conflict, match="duplicate key"):
         await pool.transaction(twice)
-    with pytest.raises(Rejected, match="does not exist"):
+    with pytest.raises(Unavailable, match="tables are not there"):
         await pool.use(lambda connection: connection.rows("SELECT * FROM t"))
     assert await pool.use(backend) == pid
 
@@ -524,6 +571,9 @@ async def test_a_transaction_that_fails_leaves_nothing_and_its_connection_is_goo
         exceptions.IdleInTransactionSessionTimeoutError,
         exceptions.InvalidCachedStatementError,
         exceptions.PostgresIOError,
+        exceptions.UndefinedTableError,
+        exceptions.InvalidSchemaNameError,
+        exceptions.InsufficientPrivilegeError,
         ConnectionRefusedError,
         TimeoutError,
     ],
@@ -539,7 +589,7 @@ def test_errors_of_the_server_mean_unavailable(error: type[Exception]) -> None:
         (exceptions.CheckViolationError, Rejected),
         (exceptions.CharacterNotInRepertoireError, Rejected),
         (exceptions.DataError, Rejected),
-        (exceptions.UndefinedTableError, Rejected),
+        (exceptions.UndefinedColumnError, Rejected),
     ],
 )
 def test_errors_of_a_statement_mean_that_it_was_rejected(

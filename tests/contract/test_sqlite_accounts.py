@@ -111,14 +111,6 @@ async def test_a_file_that_was_not_migrated_is_left_as_it_is(path: Path) -> None
     assert path.read_bytes() == before
 
 
-async def test_a_file_of_a_newer_relay_is_refused(path: Path) -> None:
-    await (await open_sqlite(str(path))).close()
-    with closing(driver.connect_writer(path)) as connection:
-        connection.execute("INSERT INTO migrations VALUES (999, 'of_the_future')")
-    with pytest.raises(CannotOpen, match="schema version 999"):
-        await beside(path)
-
-
 async def test_a_file_that_is_no_database_of_a_relay_is_refused_untouched(path: Path) -> None:
     path.write_bytes(b"precious" * 1000)
     with pytest.raises(CannotOpen, match="is not a SQLite database"):

@@ -1,5 +1,6 @@
 """Everything a database holds comes out as rows and goes into another one, whichever backends the two are."""
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -89,6 +90,10 @@ def unheard(table: str, done: int, total: int) -> None:
     pass
 
 
+def never() -> None:
+    raise AssertionError("there was nothing to start over")
+
+
 def matching(copied: Sequence[Copied]) -> bool:
     return all(one.source == one.target for one in copied)
 
@@ -105,7 +110,7 @@ async def other(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 async def test_a_copy_holds_every_row_of_its_source(storage: Storage, other: Storage) -> None:
     await a_life(storage)
-    copied = await copy(storage, other, name="here", progress=unheard)
+    copied = await copy(storage, other, name="here", progress=unheard, starting_over=never)
     assert matching(copied)
     everything = await contents(storage)
     assert await contents(other) == everything
@@ -119,7 +124,7 @@ async def test_life_goes_on_in_a_copy_as_it_would_have_in_its_source(
     storage: Storage, other: Storage
 ) -> None:
     await a_life(storage)
-    await copy(storage, other, name="here", progress=unheard)
+    await copy(storage, other, name="here", progress=unheard, starting_over=never)
     for one in (storage, other):
         assert await one.principal(HASH) == Principal(tenant=OTHER_TENANT, read_only=True)
         assert await one.setting("généré") == "välue"
@@ -146,7 +151,7 @@ async def test_permits_of_a_limited_tenant_are_held_and_waited_for_in_a_copy(
     await accept(storage, holding, waiting)
     granted, _ = await ask_permits(storage, await take(storage))
     assert [claim.message for claim in granted] == [holding]
-    await copy(storage, other, name="here", progress=unheard)
+    await copy(storage, other, name="here", progress=unheard, starting_over=never)
     assert await other.in_flight(TENANT, now=NOW) == 1
     # Whoever held it is gone, and whoever takes over has it.
     granted, _ = await ask_permits(other, await take(other, now=NOW + 1), now=NOW + 1)
@@ -159,7 +164,7 @@ async def test_permits_of_a_limited_tenant_are_held_and_waited_for_in_a_copy(
 async def test_a_deduplication_key_still_holds_in_a_copy(storage: Storage, other: Storage) -> None:
     first, second = a_message(dedup_key=b"once"), a_message(dedup_key=b"once")
     await accept(storage, first)
-    await copy(storage, other, name="here", progress=unheard)
+    await copy(storage, other, name="here", progress=unheard, starting_over=never)
     (receipt,) = (await accept(other, second)).receipts
     assert (receipt.message_id, receipt.deduplicated) == (first.id, True)
 
@@ -169,7 +174,7 @@ async def test_what_waits_at_gates_waits_there_in_a_copy_and_new_gates_are_made_
 ) -> None:
     messages = [a_message(queue="q", flow=FlowControl(key="k", parallelism=1)) for _ in range(2)]
     await accept(storage, *messages, a_message(queue="r", not_before=LATER))
-    await copy(storage, other, name="here", progress=unheard)
+    await copy(storage, other, name="here", progress=unheard, starting_over=never)
     assert await other.queues(TENANT) == await storage.queues(TENANT)
     assert await other.change_gate(
         TENANT, GateKind.QUEUE, "another", Configure(paused=True), create=True, now=NOW
@@ -185,7 +190,7 @@ async def test_a_lane_that_is_kept_for_a_callback_is_kept_in_a_copy(storage: Sto
     second = a_message(queue="q")
     await accept(storage, a_message(queue="q", callback=Callback(url="https://example.com")), second)
     await deliver(storage, *await take(storage))
-    await copy(storage, other, name="here", progress=unheard)
+    await copy(storage, other, name="here", progress=unheard, starting_over=never)
     (report,) = await take(other, now=NOW + 100)
     assert report.message.lane_of is not None
     assert await take(other, now=NOW + 100) == []
@@ -197,7 +202,7 @@ async def test_what_a_dead_relay_held_is_due_at_once_and_its_lease_counts_as_los
     storage: Storage, other: Storage
 ) -> None:
     (held,) = await start(storage, a_message())
-    await copy(storage, other, name="here", progress=unheard)
+    await copy(storage, other, name="here", progress=unheard, starting_over=never)
     assert await take(storage) == []
     (claim,) = await take(other)
     assert (claim.message, claim.claim_no, claim.lost_leases) == (held.message, held.claim_no + 1, 1)
@@ -213,10 +218,10 @@ async def test_an_interrupted_copy_goes_on_where_it_was(storage: Storage, other:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            await copy(storage, other, name="here", progress=interrupt)
+            await copy(storage, other, name="here", progress=interrupt, starting_over=never)
         with pytest.raises(CannotOpen, match="unfinished copy"):
             await refuse_unfinished(other)
-    assert matching(await copy(storage, other, name="here", progress=unheard))
+    assert matching(await copy(storage, other, name="here", progress=unheard, starting_over=never))
     await refuse_unfinished(other)
     assert await contents(other) == await contents(storage)
     assert await other.stats() == await storage.stats()
@@ -235,7 +240,7 @@ async def test_a_copy_goes_on_after_the_last_row_it_wrote(storage: Storage, othe
 async def test_progress_is_told_up_to_the_whole_of_each_table(storage: Storage, other: Storage) -> None:
     await accept(storage, *(a_message(labels=("one",)) for _ in range(2500)))
     heard: list[tuple[str, int, int]] = []
-    await copy(storage, other, name="here", progress=lambda *step: heard.append(step))
+    await copy(storage, other, name="here", progress=lambda *step: heard.append(step), starting_over=never)
     assert [step for step in heard if step[0] == "messages"] == [
         ("messages", done, 2500) for done in (0, 1000, 2000, 2500)
     ]
@@ -277,17 +282,18 @@ async def test_a_target_that_holds_anything_is_refused_and_left_as_it_was(
     await a_life(storage)
     await accept(other, a_message())
     before = await contents(other)
-    with pytest.raises(CannotCopy, match="not empty"):
-        await copy(storage, other, name="here", progress=unheard)
+    with pytest.raises(CannotCopy, match=r"not empty: its table .* to copy here, ") as refused:
+        await copy(storage, other, name="here", progress=unheard, starting_over=never)
+    assert str(refused.value).endswith(other.emptied_by)
     assert await contents(other) == before
     await refuse_unfinished(other)
 
 
 async def test_a_finished_copy_is_a_database_like_any_other(storage: Storage, other: Storage) -> None:
     await a_life(storage)
-    await copy(storage, other, name="here", progress=unheard)
+    await copy(storage, other, name="here", progress=unheard, starting_over=never)
     with pytest.raises(CannotCopy, match="not empty"):
-        await copy(storage, other, name="here", progress=unheard)
+        await copy(storage, other, name="here", progress=unheard, starting_over=never)
 
 
 async def _half(source: Storage, target: Storage) -> None:
@@ -296,7 +302,7 @@ async def _half(source: Storage, target: Storage) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        await copy(source, target, name="here", progress=interrupt)
+        await copy(source, target, name="here", progress=interrupt, starting_over=never)
 
 
 async def test_an_unfinished_copy_goes_on_from_nothing_but_its_source(
@@ -304,20 +310,80 @@ async def test_an_unfinished_copy_goes_on_from_nothing_but_its_source(
 ) -> None:
     await a_life(storage)
     await _half(storage, other)
-    with pytest.raises(CannotCopy, match="something else"):
-        await copy(storage, other, name="there", progress=unheard)
+    before = await contents(other)
+    with pytest.raises(
+        CannotCopy, match="holds an unfinished copy of here, and this is there: end that one, or"
+    ):
+        await copy(storage, other, name="there", progress=unheard, starting_over=never)
     with pytest.raises(CannotCopy, match="itself an unfinished copy"):
-        await copy(other, storage, name="there", progress=unheard)
+        await copy(other, storage, name="there", progress=unheard, starting_over=never)
+    assert await contents(other) == before
 
 
-async def test_a_source_that_was_used_between_two_parts_of_a_copy_is_noticed(
+async def test_a_copy_whose_source_was_used_since_it_was_interrupted_starts_over(
     storage: Storage, other: Storage
 ) -> None:
     await a_life(storage)
-    await _half(storage, other)
+    with pytest.raises(KeyboardInterrupt):
+        await copy(storage, other, name="here", progress=_interrupt_at_the_end, starting_over=never)
+    assert all((await contents(other)).values())
     await deliver(storage, *await take(storage, now=LATER), now=LATER)
-    with pytest.raises(CannotCopy, match="something else"):
-        await copy(storage, other, name="here", progress=unheard)
+    await bury(storage, a_message(max_retries=0))
+    await accept(storage, a_message(queue="q"))
+    said: list[str] = []
+    copied = await copy(
+        storage, other, name="here", progress=unheard, starting_over=lambda: said.append("starting over")
+    )
+    assert said == ["starting over"]
+    assert matching(copied)
+    await refuse_unfinished(other)
+    assert await contents(other) == await contents(storage)
+    assert await other.stats() == await storage.stats()
+
+
+async def test_what_is_cleared_is_empty_and_still_an_unfinished_copy(
+    storage: Storage, other: Storage
+) -> None:
+    await a_life(storage)
+    with pytest.raises(KeyboardInterrupt):
+        await copy(storage, other, name="here", progress=_interrupt_at_the_end, starting_over=never)
+    assert (await other.stats()).live
+    await other.clear()
+    assert not any((await contents(other)).values())
+    stats = await other.stats()
+    assert (stats.live, stats.dead_letters, stats.oldest_due_at) == (0, 0, None)
+    with pytest.raises(CannotOpen, match="unfinished copy of here"):
+        await refuse_unfinished(other)
+
+
+def _interrupt_at_the_end(table: str, done: int, total: int) -> None:
+    if table == "deliveries" and done == total:
+        raise KeyboardInterrupt
+
+
+async def test_a_source_that_is_used_while_it_is_copied_is_noticed(storage: Storage, other: Storage) -> None:
+    await a_life(storage)
+    due = await take(storage, now=LATER)
+    using: list[asyncio.Future[Any]] = []
+
+    def use(table: str, done: int, total: int) -> None:
+        if not using:
+            using.append(asyncio.ensure_future(deliver(storage, *due, now=LATER)))
+
+    class Patient:
+        """A target that is done no sooner than whoever uses the source."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(other, name)
+
+        async def write_rows(self, table: str, rows: Sequence[Sequence[Any]]) -> None:
+            await asyncio.gather(*using)
+            await other.write_rows(table, rows)
+
+    with pytest.raises(CannotCopy, match="the source was used while it was copied"):
+        await copy(storage, Patient(), name="here", progress=use, starting_over=never)  # type: ignore[arg-type]
+    with pytest.raises(CannotOpen, match="unfinished copy"):
+        await refuse_unfinished(other)
 
 
 async def test_a_database_that_others_use_is_neither_copied_nor_copied_to(other: Storage) -> None:
@@ -327,12 +393,12 @@ async def test_a_database_that_others_use_is_neither_copied_nor_copied_to(other:
     try:
         assert await shared.other_users() == 1
         with pytest.raises(CannotCopy, match="the source is in use by a relay"):
-            await copy(shared, other, name="here", progress=unheard)
+            await copy(shared, other, name="here", progress=unheard, starting_over=never)
         with pytest.raises(CannotCopy, match="the target is in use by a relay"):
-            await copy(other, shared, name="here", progress=unheard)
+            await copy(other, shared, name="here", progress=unheard, starting_over=never)
         await relay.close()
         assert await shared.other_users() == 0
-        assert matching(await copy(other, shared, name="here", progress=unheard))
+        assert matching(await copy(other, shared, name="here", progress=unheard, starting_over=never))
     finally:
         await relay.close()
         await shared.close()

@@ -100,19 +100,19 @@ class DoomedStorage:
         self._doom.reached("publish", "told")
         return published
 
-    async def claim(self, terms: ClaimTerms, *, now: When) -> Claimed:
+    async def claim(self, terms: ClaimTerms, *, now: When, after: Sequence[Settlement] = ()) -> Claimed:
+        verbs = _verbs_of(after) if after else []
         self._need_storage()
-        with self._doom.during("claim"):
-            claimed = await self._storage.claim(terms, now=now)
+        with self._doom.during("claim", *verbs):
+            claimed = await self._storage.claim(terms, now=now, after=after)
+        for verb in verbs:
+            self._doom.reached(verb, "told")
         if claimed.claims:
             self._doom.reached("claim", "told")
         return claimed
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[MessageId]:
-        changes = {settlement.change for settlement in settlements}
-        verbs = ["settle"]
-        verbs += ["bury"] if Change.FAILED in changes else []
-        verbs += ["hand_back"] if Change.RELEASED in changes else []
+        verbs = _verbs_of(settlements)
         self._need_storage()
         with self._doom.during(*verbs):
             refused = await self._storage.settle(settlements)
@@ -141,6 +141,14 @@ class DoomedStorage:
         if rows:
             self._doom.reached("prune", "told")
         return rows
+
+
+def _verbs_of(settlements: Sequence[Settlement]) -> list[str]:
+    changes = {settlement.change for settlement in settlements}
+    verbs = ["settle"]
+    verbs += ["bury"] if Change.FAILED in changes else []
+    verbs += ["hand_back"] if Change.RELEASED in changes else []
+    return verbs
 
 
 class DoomedSender:

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from relay.config import Config, load
+from relay.config import Config, ConfigError, load
 from relay.domain.duration import parse_duration
+from relay.lead import CLOSING_MS, LONGEST_SILENCE_MS
 from relay.metrics import Metrics
+from relay.peers import LONGEST_PROBE_S
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -22,9 +24,12 @@ TEMPLATES = sorted((CHART / "templates").iterdir())
 SETTINGS = {f"RELAY_{name.removesuffix('_ms').upper()}" for name in Config.__dataclass_fields__}
 PATHS = set(yaml.safe_load((ROOT / "openapi.yaml").read_text())["paths"])
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+PROXY = (DEPLOY / "haproxy.cfg").read_text()
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
 #: What Kubernetes allows between SIGTERM and SIGKILL must be longer than this.
 SHUTDOWN_S = Config().shutdown_timeout_ms / 1000
+#: And whoever asks /readyz must wait for longer than it may take to answer.
+READINESS_S = LONGEST_PROBE_S
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -89,6 +94,19 @@ def test_the_dashboard_can_be_imported() -> None:
             assert '{job=~"$job"' in expression
 
 
+# systemd
+
+
+def test_systemd_starts_a_relay_again_however_long_its_database_is_away() -> None:
+    unit, service = re.split(r"^\[Service\]$", (DEPLOY / "relay.service").read_text(), flags=re.MULTILINE)
+    assert "\nStartLimitIntervalSec=0\n" in unit
+    assert "\nRestart=always\n" in service
+    (pause,) = re.findall(r"^RestartSec=(\d+)$", service, re.MULTILINE)
+    assert 2 <= int(pause) <= 10
+    (patience,) = re.findall(r"^TimeoutStopSec=(\d+)$", service, re.MULTILINE)
+    assert int(patience) > SHUTDOWN_S
+
+
 # Compose
 
 
@@ -128,6 +146,11 @@ def test_compose_lets_a_relay_finish_and_asks_it_whether_it_is_ready() -> None:
     assert parse_duration(service["stop_grace_period"]) / 1000 > SHUTDOWN_S
     (url,) = re.findall(r"http://127\.0\.0\.1:8080(/\w+)", " ".join(service["healthcheck"]["test"]))
     assert url in PATHS
+    (patience,) = re.findall(r"timeout=(\d+)", " ".join(service["healthcheck"]["test"]))
+    assert READINESS_S < int(patience) < parse_duration(service["healthcheck"]["timeout"]) / 1000
+    assert service["restart"] == "unless-stopped"
+    (patience,) = re.findall(r"timeout check (\d+)s", PROXY)
+    assert int(patience) > READINESS_S
 
 
 def test_every_volume_and_every_host_that_is_named_exists() -> None:
@@ -137,12 +160,26 @@ def test_every_volume_and_every_host_that_is_named_exists() -> None:
             source = volume.split(":")[0]
             assert (DEPLOY / source).exists() if source.startswith("./") else source in COMPOSE["volumes"]
         assert set(service.get("depends_on", ())) <= set(services)
-    caddy = (DEPLOY / "Caddyfile").read_text()
-    (upstreams,) = re.findall(r"reverse_proxy (.*) \{", caddy)
-    assert {upstream.partition(":")[0] for upstream in upstreams.split()} == set(relays())
-    assert {upstream.partition(":")[2] for upstream in upstreams.split()} == {str(Config().port)}
-    assert set(re.findall(r"/(?:\w+z|metrics)\b", caddy)) <= PATHS
-    assert caddy.count("{") == caddy.count("}")
+
+
+def test_the_proxy_knows_every_relay_by_its_name_and_port() -> None:
+    upstreams = re.findall(r"^\tserver (\S+) (\S+):(\d+)$", PROXY, re.MULTILINE)
+    assert {(name, host) for name, host, _ in upstreams} == {(name, name) for name in relays()}
+    assert {port for _, _, port in upstreams} == {str(Config().port)}
+    (published,) = COMPOSE["services"]["proxy"]["ports"]
+    assert re.findall(r"^\tbind :(\d+)$", PROXY, re.MULTILINE) == [published.partition(":")[2]]
+
+
+def test_the_proxy_asks_whether_relays_are_ready_and_shows_what_is_inside_to_nobody() -> None:
+    assert re.findall(r"option httpchk GET (\S+)", PROXY) == ["/readyz"]
+    (hidden,) = re.findall(r"return status 404 if \{ path (.*) \}", PROXY)
+    assert set(hidden.split()) == {"/metrics", "/healthz", "/readyz"} <= PATHS
+    assert "option forwardfor" in PROXY
+
+
+def test_the_proxy_asks_another_relay_only_when_it_found_no_connection() -> None:
+    assert "option redispatch 1" in PROXY
+    assert re.findall(r"retry-on (.*)", PROXY) == ["conn-failure"]
 
 
 def test_the_image_can_talk_to_postgres() -> None:
@@ -208,6 +245,14 @@ def test_the_settings_of_the_chart_exist_and_can_be_read() -> None:
     assert VALUES["terminationMargin"] * 1000 >= 20_000
 
 
+def test_what_the_chart_and_compose_say_a_token_is_is_one() -> None:
+    for path in (CHART / "values.yaml", DEPLOY / "compose.yaml"):
+        (least,) = re.findall(r"at least (\d+) characters without blanks", path.read_text())
+        load({"RELAY_TOKEN": "x" * int(least)})
+        with pytest.raises(ConfigError, match="RELAY_TOKEN"):
+            load({"RELAY_TOKEN": "x" * (int(least) - 1)})
+
+
 def test_secrets_are_in_the_secret_and_nowhere_else() -> None:
     secrets = set(VALUES["secret"]) - {"existing"}
     assert not secrets & set(VALUES["config"])
@@ -224,6 +269,8 @@ def test_probes_ask_paths_that_exist_at_the_port_the_relay_listens_on() -> None:
         "livenessProbe": "/healthz",
         "readinessProbe": "/readyz",
     }
+    (patience,) = re.findall(r"path: /readyz\n(?:.*\n){2}\s+timeoutSeconds: (\d+)", text)
+    assert int(patience) > READINESS_S
     assert set(probes.values()) | {VALUES["podAnnotations"]["prometheus.io/path"]} <= PATHS
     (port,) = re.findall(r'RELAY_PORT\n\s+value: "(\d+)"', text)
     assert re.findall(r"containerPort: (\d+)", text) == [port]
@@ -258,3 +305,22 @@ def test_a_template_is_yaml_of_its_kind_between_its_blocks(path: Path) -> None:
 def test_the_chart_and_the_package_have_one_version() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert f'version = "{chart["appVersion"]}"' in (ROOT / "pyproject.toml").read_text()
+
+
+# Patience
+
+
+def test_who_supervises_a_relay_waits_longer_for_its_end_than_it_waits_for_a_worker_that_hangs() -> None:
+    (systemd,) = re.findall(r"^TimeoutStopSec=(\d+)$", (DEPLOY / "relay.service").read_text(), re.MULTILINE)
+    compose = parse_duration(relays()["relay-1"]["stop_grace_period"]) // 1000
+    kubernetes = VALUES["shutdownSeconds"] + VALUES["terminationMargin"]
+    own = (Config().shutdown_timeout_ms + CLOSING_MS) / 1000
+    assert {int(systemd), compose, kubernetes} == {own + 5}
+
+
+def test_a_pod_is_not_restarted_for_a_worker_that_the_relay_replaces_by_itself() -> None:
+    (period, threshold) = re.findall(
+        r"livenessProbe:\n(?: .*\n)*? +periodSeconds: (\d+)\n(?: .*\n)*? +failureThreshold: (\d+)\n",
+        template("deployment.yaml"),
+    )[0]
+    assert int(period) * int(threshold) * 1000 >= 2 * LONGEST_SILENCE_MS

@@ -11,6 +11,7 @@ from prometheus_client import generate_latest
 from relay.clock import FakeClock
 from relay.domain.errors import Unavailable
 from relay.metrics import Metrics
+from storage.protocol import Work
 
 _PATIENCE_S = 30
 
@@ -118,6 +119,17 @@ class Faulty:
             return result
 
         return call
+
+
+class WithHint:
+    """`Faulty` verbs, and the hint of the real storage, which is not a coroutine."""
+
+    def __init__(self, faulty: Faulty, storage: Work) -> None:
+        self._faulty = faulty
+        self.on_work = storage.on_work
+
+    def __getattr__(self, verb: str) -> Any:
+        return getattr(self._faulty, verb)
 
 
 async def _nothing(verb: str, *args: Any) -> None:

@@ -19,9 +19,9 @@ from relay.engine.settler import Settler
 from relay.ids import Ids, dead_letter_text, text_of
 from relay.metrics import Metrics
 from relay.wire.outbound import Outgoing
-from storage.protocol import ClaimTerms, Storage, Work
+from storage.protocol import ClaimTerms, Storage
 from tests.builders import NOW, TENANT, a_claim, a_message, an_attempt, next_id
-from tests.engine.stepped import Faulty, Lines, storage_is_away
+from tests.engine.stepped import Faulty, Lines, WithHint, storage_is_away
 
 _PATIENCE_S = 20
 
@@ -247,7 +247,7 @@ async def test_no_callback_holds_more_of_a_body_than_a_message_may_have(storage:
 
 async def test_callbacks_outlive_a_storage_that_is_away_and_come_once(storage: Storage) -> None:
     faulty = Faulty(storage)
-    rig = Rig(_WithHint(faulty, storage))
+    rig = Rig(WithHint(faulty, storage))
     async with rig.running():
         # The commit goes through, the answer is lost: the settlement is repeated.
         faulty.after = _only("settle", storage_is_away)
@@ -421,9 +421,24 @@ async def test_a_bug_while_sending_is_a_failed_attempt_and_not_a_stuck_message(r
     assert isinstance(broke["exc"], ZeroDivisionError)
 
 
+async def test_it_is_known_why_nothing_is_claimed_until_something_is(storage: Storage) -> None:
+    faulty = Faulty(storage)
+    rig = Rig(WithHint(faulty, storage))
+    async with rig.running():
+        assert rig.engine.outage.reason is None
+        faulty.before = _only("claim", storage_is_away)
+        await rig.pass_time_until(lambda: rig.engine.outage.lasted_ms >= 10_000, step_ms=250)
+        assert rig.engine.outage.reason == "the disk is full"
+        assert len(rig.lines.named("engine.waiting")) == 4
+        faulty.before = _nothing_wrong
+        await rig.pass_time_until(lambda: rig.engine.outage.reason is None, step_ms=250)
+        (resumed,) = rig.lines.named("engine.resumed")
+        assert cast(int, resumed["waited_ms"]) >= 10_000
+
+
 async def test_outcomes_wait_for_storage_to_come_back(storage: Storage) -> None:
     faulty = Faulty(storage)
-    rig = Rig(_WithHint(faulty, storage))
+    rig = Rig(WithHint(faulty, storage))
     async with rig.running():
         message = a_message()
         await rig.engine.publish([message])
@@ -445,7 +460,7 @@ async def test_a_publish_that_storage_cannot_commit_is_not_accepted_and_leaks_no
     storage: Storage,
 ) -> None:
     faulty = Faulty(storage)
-    rig = Rig(_WithHint(faulty, storage), Config(max_in_flight=1))
+    rig = Rig(WithHint(faulty, storage), Config(max_in_flight=1))
     async with rig.running():
         faulty.before = _only("publish", storage_is_away)
         for _ in range(3):
@@ -476,7 +491,7 @@ async def test_a_drain_waits_for_leases_that_are_on_their_way_from_storage(
     storage: Storage, verb: str
 ) -> None:
     faulty = Faulty(storage)
-    rig = Rig(_WithHint(faulty, storage))
+    rig = Rig(WithHint(faulty, storage))
     committed, release = asyncio.Event(), asyncio.Event()
 
     async def hold(called: str, *args: object) -> None:
@@ -520,7 +535,7 @@ async def test_what_a_drain_cuts_short_is_handed_back_due_at_once_without_spendi
 
 async def test_what_storage_hands_over_after_the_deadline_is_handed_back(storage: Storage) -> None:
     faulty = Faulty(storage)
-    rig = Rig(_WithHint(faulty, storage))
+    rig = Rig(WithHint(faulty, storage))
     committed, go_on = asyncio.Event(), asyncio.Event()
 
     async def hold(verb: str, *args: object) -> None:
@@ -573,7 +588,7 @@ async def test_of_an_answer_history_keeps_the_beginning_of_a_failure_and_nothing
 
 async def test_nothing_is_claimed_while_outcomes_cannot_be_written(storage: Storage) -> None:
     faulty = Faulty(storage)
-    rig = Rig(_WithHint(faulty, storage))
+    rig = Rig(WithHint(faulty, storage))
     async with rig.running():
         message = a_message()
         faulty.before = _only("settle", storage_is_away)
@@ -609,9 +624,7 @@ async def test_one_settlement_that_storage_cannot_digest_does_not_hold_up_its_ne
 
     freed: list[Settlement] = []
     storage = Indigestible()
-    settler = Settler(
-        cast(Work, storage), clock=rig.clock, log=rig.lines, metrics=Metrics(), settled=freed.extend
-    )
+    settler = Settler(storage.settle, clock=rig.clock, log=rig.lines, metrics=Metrics(), settled=freed.extend)
     for settlement in (good, poison):
         settler.put(settlement)
     loop = asyncio.create_task(settler.run())
@@ -619,17 +632,6 @@ async def test_one_settlement_that_storage_cannot_digest_does_not_hold_up_its_ne
     loop.cancel()
     assert storage.written == [good]
     assert len(rig.lines.named("settlement.failed")) == 1
-
-
-class _WithHint:
-    """`Faulty` verbs, and the hint of the real storage, which is not a coroutine."""
-
-    def __init__(self, faulty: Faulty, storage: Storage) -> None:
-        self._faulty = faulty
-        self.on_work = storage.on_work
-
-    def __getattr__(self, verb: str) -> object:
-        return getattr(self._faulty, verb)
 
 
 def _only(verb: str, trouble: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:

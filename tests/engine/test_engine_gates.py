@@ -4,13 +4,16 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
+from itertools import count
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from relay.clock import FakeClock
 from relay.config import Config
 from relay.domain.delivery import Attempt, State
+from relay.domain.errors import Unavailable
 from relay.domain.gates import Configure, GateKind
 from relay.domain.message import FlowControl, Headers, Message, TenantId
 from relay.domain.selection import Order, Selection
@@ -19,10 +22,10 @@ from relay.engine.engine import Engine
 from relay.ids import Ids
 from relay.metrics import Metrics
 from relay.wire.outbound import Outgoing
-from storage.protocol import Storage
+from storage.protocol import Stats, Storage
 from storage.sqlite import driver
 from tests.builders import NOW, TENANT, a_message
-from tests.engine.stepped import Lines
+from tests.engine.stepped import Faulty, Lines, WithHint
 
 _PATIENCE_S = 60
 
@@ -408,3 +411,80 @@ async def test_stopping_gives_the_permits_back_that_were_asked_for(storage: Stor
     assert engine.in_flight == 0
     assert await storage.in_flight(TENANT, now=clock.now()) == 0
     assert (await storage.stats()).live == 4
+
+
+class Verbs:
+    """What the engine asks of storage, in its order."""
+
+    def __init__(self, faulty: Faulty) -> None:
+        self.asked: list[str] = []
+        faulty.before = self._before
+
+    async def _before(self, verb: str, *args: object) -> None:
+        self.asked.append(verb)
+
+
+@pytest.mark.parametrize("parallelism", [1, 3])
+async def test_who_waits_for_a_permit_is_claimed_with_the_settlement_that_frees_it(
+    storage: Storage, parallelism: int
+) -> None:
+    clock = FakeClock(NOW)
+    destination = Destination(clock, takes_ms=10)
+    faulty = Faulty(storage)
+    verbs = Verbs(faulty)
+    engine = an_engine(cast(Storage, WithHint(faulty, storage)), destination, clock)
+    async with running(engine):
+        await engine.publish(keyed(12, parallelism=parallelism))
+        await until(clock, 10, lambda: len(destination.bodies) == 12 and engine.in_flight == 0)
+    assert destination.most == parallelism
+    assert destination.bodies == [str(number) for number in range(12)]
+    assert verbs.asked.count("settle") == 0
+
+
+@pytest.mark.parametrize("lost", ["question", "answer"])
+async def test_a_claim_that_comes_with_a_settlement_and_is_lost_loses_neither(
+    storage: Storage, lost: str
+) -> None:
+    clock = FakeClock(NOW)
+    destination = Destination(clock, takes_ms=10)
+    faulty = Faulty(storage)
+    engine = an_engine(cast(Storage, WithHint(faulty, storage)), destination, clock, lease_ms=2_000)
+    claims = count(1)
+
+    async def trouble(verb: str, *args: object) -> None:
+        if verb == "claim" and destination.bodies and next(claims) in (2, 5):
+            raise Unavailable("the disk is full")
+
+    if lost == "question":
+        faulty.before = trouble
+    else:
+        faulty.after = trouble
+    async with running(engine):
+        await engine.publish(keyed(8, parallelism=1))
+        await until(clock, 10, lambda: len(set(destination.bodies)) == 8 and engine.in_flight == 0)
+    assert next(claims) > 5
+    assert destination.most == 1
+    assert sorted(destination.bodies) == [str(number) for number in range(8)]
+    assert await storage.stats() == Stats(live=0, dead_letters=0, oldest_due_at=None)
+
+
+async def test_a_settlement_is_written_although_nothing_can_be_claimed_with_it(storage: Storage) -> None:
+    clock = FakeClock(NOW)
+    destination = Destination(clock, takes_ms=10)
+    faulty = Faulty(storage)
+    engine = an_engine(cast(Storage, WithHint(faulty, storage)), destination, clock)
+    settled: list[str] = []
+
+    async def trouble(verb: str, *args: object) -> None:
+        if verb == "claim" and len(destination.bodies) == 1 and not settled:
+            raise ValueError("cannot be claimed")
+        if verb == "settle":
+            settled.append(verb)
+
+    faulty.before = trouble
+    async with running(engine):
+        await engine.publish(keyed(4, parallelism=1))
+        await until(clock, 10, lambda: len(destination.bodies) == 4 and engine.in_flight == 0)
+    assert settled == ["settle"]
+    assert destination.most == 1
+    assert (await storage.stats()).live == 0

@@ -4,8 +4,10 @@ import asyncio
 from typing import cast
 
 from relay.clock import FakeClock
+from relay.domain.errors import Unavailable
 from relay.engine.engine import Engine
 from relay.engine.janitor import Janitor
+from relay.engine.outage import Outage
 from relay.engine.scheduler import Scheduler
 from relay.engine.service import Service
 from tests.engine.stepped import Lines
@@ -16,11 +18,12 @@ NOW = 1_800_000_000_000
 class Loops:
     """All loops of a relay, ended by a bug as often as `bugs` says, and what was called in which order."""
 
-    def __init__(self, bugs: int = 0) -> None:
+    def __init__(self, bugs: int = 0, clock: FakeClock | None = None) -> None:
         self.bugs = bugs
         self.calls: list[str] = []
         self.last_progress_at = NOW
         self.has_looked = True
+        self.outage = Outage("engine", clock=FakeClock(NOW) if clock is None else clock, log=Lines())
         self.refused: tuple[int, str] | None = None
 
     async def claim_loop(self) -> None:
@@ -101,6 +104,23 @@ async def test_a_relay_that_has_not_seen_what_is_due_is_not_ready() -> None:
     loops.has_looked = False
     running = service(loops, FakeClock(NOW), Lines())
     assert running.problems() == ["the engine has not seen yet what is due"]
+    loops.outage.met(Unavailable("the database accepts no more connections"))
+    assert running.problems() == [
+        "the engine has not seen yet what is due: the database accepts no more connections"
+    ]
+
+
+async def test_a_relay_that_cannot_claim_for_long_is_not_ready_and_says_why() -> None:
+    clock = FakeClock(NOW)
+    loops = Loops(clock=clock)
+    running = service(loops, clock, Lines())
+    loops.outage.met(Unavailable("the database accepts no more connections"))
+    clock.advance(4_999)
+    assert running.problems() == []
+    clock.advance(1)
+    assert running.problems() == ["nothing is claimed: the database accepts no more connections"]
+    loops.outage.over()
+    assert running.problems() == []
 
 
 async def test_a_relay_that_refuses_publishes_is_not_ready_for_a_while() -> None:

@@ -77,7 +77,7 @@ async def run(config: Config) -> int:
     port = receiver.addresses[0][1]
     with main.logging_to(config, clock) as log:
         seal_process(port, log)
-        async with main.opened(config, clock) as storage:
+        async with main.opened(config, clock, log) as storage:
             credentials = await main.credentials_for("dev", storage, config, now=clock.now())
             relay = SealedRelay(config, storage, clock=clock, log=log, port=port)
             url = await relay.start()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from relay.metrics import SHARES, Metrics, depths
-from relay.peers import Peers
+from relay.peers import Peers, Standing, tell_of_parent
 from tests.many.test_merge import values
 
 
@@ -20,20 +20,21 @@ class Process:
         self.metrics = Metrics()
         self.ailments: list[str] = []
         self.depth: int | None = None
+        self.joined = True
         self.peers = Peers(directory, number=number, count=count, summed=SHARES)
 
     async def listen(self) -> "Process":
-        await self.peers.listen(problems=self.problems, numbers=self.numbers)
+        await self.peers.listen(standing=self.standing, numbers=self.numbers)
         return self
 
-    async def problems(self) -> Sequence[str]:
-        return self.ailments
+    async def standing(self) -> Standing:
+        return Standing(problems=self.ailments, joined=self.joined)
 
     async def numbers(self) -> bytes:
         return self.metrics.render()
 
     async def all_problems(self) -> Sequence[str]:
-        return await self.peers.problems(self.ailments)
+        return await self.peers.problems(self.standing())
 
     async def all_numbers(self) -> dict[str, float]:
         return values(await self.peers.metrics(await self.numbers() + self.depths()))
@@ -86,12 +87,64 @@ async def test_what_ails_all_is_said_once(processes: list[Process]) -> None:
     assert await processes[1].all_problems() == ["storage is away"]
 
 
-async def test_a_dead_process_is_named_and_its_numbers_count_on(processes: list[Process]) -> None:
+async def test_a_process_that_has_just_begun_makes_nobody_unready_and_is_ready_with_the_others(
+    processes: list[Process],
+) -> None:
+    processes[1].ailments.append("it has not looked yet")
+    processes[1].joined = False
+    for process in processes:
+        assert await process.all_problems() == []
+    processes[2].ailments.append("the scheduler sleeps")
+    assert await processes[1].all_problems() == ["worker 2: the scheduler sleeps"]
+    processes[1].joined = True
+    assert await processes[1].all_problems() == ["it has not looked yet", "worker 2: the scheduler sleeps"]
+
+
+async def test_what_ails_a_process_that_has_just_begun_and_all_others_is_said(
+    processes: list[Process],
+) -> None:
+    for process in processes:
+        process.ailments.append("storage is away")
+    processes[1].joined = False
+    assert await processes[1].all_problems() == [
+        "worker 0: storage is away",
+        "worker 2: storage is away",
+    ]
+
+
+async def test_nobody_is_ready_while_all_have_just_begun(processes: list[Process]) -> None:
+    for process in processes:
+        process.ailments.append("it has not looked yet")
+        process.joined = False
+    assert await processes[0].all_problems() == ["it has not looked yet"]
+
+
+async def test_nobody_is_ready_when_the_one_that_has_just_begun_is_alone(processes: list[Process]) -> None:
+    await processes[1].peers.close()
+    await processes[2].peers.close()
+    assert await processes[0].all_problems() == []
+    processes[0].ailments.append("it has not looked yet")
+    processes[0].joined = False
+    assert await processes[0].all_problems() == ["it has not looked yet"]
+
+
+async def test_what_the_parent_counts_is_told_once_whoever_is_asked(
+    processes: list[Process], tmp_path: Path
+) -> None:
+    parent = Metrics()
+    for restarts in (1, 2):
+        parent.worker_restarts.inc()
+        tell_of_parent(tmp_path, parent.render_of_parent())
+        for process in processes:
+            assert (await process.all_numbers())["relay_worker_restarts_total"] == restarts
+
+
+async def test_a_dead_process_is_not_missed_and_its_numbers_count_on(processes: list[Process]) -> None:
     for process in processes:
         process.metrics.published.inc(5)
     before = await processes[0].all_numbers()
     await processes[1].peers.close()
-    assert await processes[0].all_problems() == ["worker 1 does not answer"]
+    assert await processes[0].all_problems() == []
     assert (await processes[0].all_numbers())[PUBLISHED] == before[PUBLISHED] == 15
 
 
@@ -133,8 +186,43 @@ async def test_a_mute_process_is_named_and_holds_nobody_up(processes: list[Proce
         released.set()
 
 
-@pytest.mark.parametrize("nonsense", [b"", b"soup\n", b"100\nshort", b"-1\n"])
-async def test_a_process_that_answers_nonsense_is_as_good_as_dead(
+async def test_a_process_that_takes_long_is_blamed_only_if_nothing_ails_the_one_that_asks(
+    processes: list[Process], tmp_path: Path
+) -> None:
+    await processes[2].peers.close()
+    released = asyncio.Event()
+
+    async def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"here\n")
+        await released.wait()
+        writer.close()
+
+    async with await asyncio.start_unix_server(begin, tmp_path / "2.sock"):
+        assert await processes[0].all_problems() == ["worker 2 does not say whether it works"]
+        processes[0].ailments.append("storage hangs")
+        assert await processes[0].all_problems() == ["storage hangs"]
+        released.set()
+
+
+async def test_a_process_that_dies_while_it_is_asked_is_not_missed(
+    processes: list[Process], tmp_path: Path
+) -> None:
+    await processes[2].peers.close()
+
+    async def die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server.close()
+        writer.close()
+
+    server = await asyncio.start_unix_server(die, tmp_path / "2.sock")
+    assert await processes[0].all_problems() == []
+    await server.wait_closed()
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [b"", b"soup\n", b"100\nshort", b"here\n", b"here\n100\nshort", b"here\n-1\n"],
+)
+async def test_a_process_that_answers_nonsense_is_as_good_as_mute(
     processes: list[Process], tmp_path: Path, nonsense: bytes
 ) -> None:
     await processes[2].peers.close()
@@ -146,6 +234,19 @@ async def test_a_process_that_answers_nonsense_is_as_good_as_dead(
     async with await asyncio.start_unix_server(answer, tmp_path / "2.sock"):
         assert await processes[0].all_problems() == ["worker 2 does not answer"]
         assert (await processes[0].all_numbers())[PUBLISHED] == 0
+
+
+async def test_a_standing_that_cannot_be_read_is_no_standing(
+    processes: list[Process], tmp_path: Path
+) -> None:
+    await processes[2].peers.close()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"here\n4\nsoup")
+        writer.close()
+
+    async with await asyncio.start_unix_server(answer, tmp_path / "2.sock"):
+        assert await processes[0].all_problems() == ["worker 2 does not answer"]
 
 
 async def test_a_single_process_has_nobody_to_ask(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from subprocess import PIPE
 
@@ -15,12 +17,13 @@ import pytest
 
 from relay.cli import run
 from relay.cli.shell import this_shell
+from relay.domain.message import Message
 from storage.copy import copy
 from storage.postgres import open_postgres
 from storage.postgres.driver import target_of
 from storage.sqlite import open_sqlite
 from tests import postgres_server
-from tests.builders import a_message
+from tests.builders import NOW, a_message
 from tests.live import COMMAND, Live, a_relay
 
 #: How many others a process would find at work on the database.
@@ -28,11 +31,10 @@ _AT_WORK = "SELECT count(*) FROM nodes WHERE owner IS NOT NULL"
 
 
 def relay_copy(directory: Path, source: str, target: str, *flags: str) -> "subprocess.CompletedProcess[str]":
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
     return subprocess.run(
         [COMMAND, "copy", "--from", source, "--to", target, *flags],
         cwd=directory,
-        env=environment,
+        env=_clean(),
         capture_output=True,
         text=True,
         timeout=120,
@@ -70,7 +72,13 @@ def test_a_relay_moves_to_postgres_and_back_with_all_it_has(tmp_path: Path) -> N
         live.stop()
     for source, target in ((here, there), (there, back)):
         copied = relay_copy(tmp_path, source, target, "--json")
-        assert (copied.returncode, copied.stderr) == (0, "")
+        assert copied.returncode == 0, copied.stderr
+        # Where nobody watches a bar, a line for each table that has rows, and in the end what to do now.
+        *lines, last = copied.stderr.splitlines()
+        assert {"relay: messages: 1 of 1", "relay: deliveries: 1 of 1"} < set(lines)
+        assert not any(line.startswith("relay: dead_letters") for line in lines)
+        assert last.startswith("relay: the copy is complete")
+        assert "never again on the source" in last
         counts = {one["table"]: (one["source"], one["target"]) for one in json.loads(copied.stdout)}
         assert counts["messages"] == counts["deliveries"] == counts["schedules"] == (1, 1)
         with a_relay("--database", target, directory=tmp_path, mode="serve") as live:
@@ -94,7 +102,9 @@ def test_no_relay_starts_on_half_a_copy(tmp_path: Path) -> None:
         source, unfinished = await open_sqlite(f"sqlite:///{tmp_path}/relay.db"), await open_postgres(target)
         await source.publish([a_message()], now=0)
         try:
-            await copy(source, unfinished, name=f"{tmp_path}/relay.db", progress=interrupt)
+            await copy(
+                source, unfinished, name=f"{tmp_path}/relay.db", progress=interrupt, starting_over=never
+            )
         finally:
             await source.close()
             await unfinished.close()
@@ -125,19 +135,19 @@ async def test_whoever_is_told_to_end_while_it_opens_the_database_is_in_nobodys_
     database = await asyncpg.connect(
         target_of(target).dsn, server_settings={"search_path": target_of(target).schema}
     )
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
     try:
         async with database.transaction(), asyncio.timeout(60):
             # By then it has a number.
             await database.execute("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE")
             opening = await asyncio.create_subprocess_exec(
-                COMMAND, *argv, cwd=tmp_path, env=environment, stdout=PIPE, stderr=PIPE
+                COMMAND, *argv, cwd=tmp_path, env=_clean(), stdout=PIPE, stderr=PIPE
             )
             while not await database.fetchval(_AT_WORK):
                 pass
             opening.send_signal(signal.SIGTERM)
             if command != "serve":
-                assert await opening.communicate() == (b"", b"")
+                said = b"relay: interrupted before anything was copied\n" if command == "copy" else b""
+                assert await opening.communicate() == (b"", said)
                 assert opening.returncode == 130
         # A relay that starts hears of it once it has started.
         async with asyncio.timeout(60):
@@ -150,33 +160,134 @@ async def test_whoever_is_told_to_end_while_it_opens_the_database_is_in_nobodys_
     assert "in use" not in copied.stderr
 
 
-async def test_a_copy_that_is_told_to_end_is_in_nobodys_way(tmp_path: Path) -> None:
-    await _closed(tmp_path / "relay.db")
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("settings", "interrupted before anything was copied"),
+        ("messages", "interrupted at 0 of 1 rows of messages; the same command, given again, goes on there"),
+    ],
+)
+async def test_a_copy_that_is_told_to_end_says_where_it_was_and_is_in_nobodys_way(
+    tmp_path: Path, table: str, said: str
+) -> None:
+    await _closed(tmp_path / "relay.db", a_message())
     source, target = "sqlite:///relay.db", postgres_server.url()
     await (await open_postgres(target)).close()
-    blocker = await asyncpg.connect(target_of(target).dsn)
-    try:
-        schema = target_of(target).schema
-        async with blocker.transaction():
-            await blocker.execute(f'LOCK TABLE "{schema}".settings IN SHARE MODE')
-            environment = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
-            copying = await asyncio.create_subprocess_exec(
-                COMMAND, "copy", "--from", source, "--to", target, cwd=tmp_path, env=environment, stderr=PIPE
-            )
-            async with asyncio.timeout(30):
-                while not await blocker.fetchval(
-                    "SELECT count(*) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation"
-                    " WHERE NOT l.granted AND c.oid = $1::regclass",
-                    f'"{schema}".settings',
-                ):
-                    await asyncio.sleep(0)
-                copying.send_signal(signal.SIGTERM)
-                _, said = await copying.communicate()
-            assert (copying.returncode, said) == (130, b"")
-    finally:
-        await blocker.close()
+    async with _stopped_at(table, target), asyncio.timeout(60):
+        copying = await _begun(tmp_path, source, target)
+        await _waits_for(table, target)
+        copying.send_signal(signal.SIGTERM)
+        _, stderr = await copying.communicate()
+    assert copying.returncode == 130
+    assert stderr.decode().splitlines()[-1] == f"relay: {said}"
     ended = await asyncio.to_thread(relay_copy, tmp_path, source, target)
-    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.returncode == 0, ended.stderr
+    assert "starting over" not in ended.stderr
+
+
+async def test_a_copy_whose_server_goes_says_which_and_that_it_can_go_on(tmp_path: Path) -> None:
+    server = postgres_server.Server()
+    server.start()
+    try:
+        await _closed(tmp_path / "relay.db", a_message())
+        source, target = "sqlite:///relay.db", server.url()
+        await (await open_postgres(target)).close()
+        async with asyncio.timeout(60):
+            async with _stopped_at("messages", target):
+                copying = await _begun(tmp_path, source, target)
+                await _waits_for("messages", target)
+                await asyncio.to_thread(server.stop, signal.SIGQUIT)
+            _, stderr = await copying.communicate()
+        assert copying.returncode == 1
+        assert b"relay: the target is unavailable (the " in stderr
+        assert b"what was copied stays, and the same command, given again, goes on with it" in stderr
+        assert stderr.decode().splitlines()[-1] == "relay: it was at 0 of 1 rows of messages"
+    finally:
+        server.remove()
+
+
+async def test_a_copy_that_was_interrupted_starts_over_when_its_source_was_used_since(tmp_path: Path) -> None:
+    await _closed(tmp_path / "relay.db", a_message())
+    source, target = "sqlite:///relay.db", postgres_server.url()
+    await (await open_postgres(target)).close()
+    async with _stopped_at("deliveries", target), asyncio.timeout(60):
+        copying = await _begun(tmp_path, source, target)
+        await _waits_for("deliveries", target)
+        copying.send_signal(signal.SIGINT)
+        await copying.communicate()
+    await _closed(tmp_path / "relay.db", a_message())
+    ended = await asyncio.to_thread(relay_copy, tmp_path, source, target)
+    assert ended.returncode == 0, ended.stderr
+    assert "the source has changed since the copy was interrupted: starting over" in ended.stderr
+    assert ["deliveries", "2", "2"] in [line.split() for line in ended.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("backend", ["sqlite", "postgres"])
+def test_what_is_in_the_way_of_a_copy_is_said_with_how_to_empty_it(tmp_path: Path, backend: str) -> None:
+    target = "sqlite:///b.db" if backend == "sqlite" else postgres_server.url()
+    asyncio.run(_closed(tmp_path / "a.db", a_message()))
+    assert relay_copy(tmp_path, "sqlite:///a.db", target).returncode == 0
+    refused = relay_copy(tmp_path, "sqlite:///a.db", target)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("relay: the target is not empty: its table messages has rows")
+    if backend == "sqlite":
+        assert line.endswith("to copy here, name another file")
+        return
+    statement = line.rpartition("in psql: ")[2]
+    assert statement == f"DROP SCHEMA {target_of(target).schema} CASCADE"
+
+    async def drop() -> None:
+        database = await asyncpg.connect(target_of(target).dsn)
+        await database.execute(statement)
+        await database.close()
+
+    asyncio.run(drop())
+    assert relay_copy(tmp_path, "sqlite:///a.db", target).returncode == 0
+
+
+def _clean() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
+
+
+async def _begun(directory: Path, source: str, target: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        COMMAND,
+        "copy",
+        "--from",
+        source,
+        "--to",
+        target,
+        cwd=directory,
+        env=_clean(),
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+
+
+@asynccontextmanager
+async def _stopped_at(table: str, url: str) -> AsyncIterator[None]:
+    """Nobody can write to the table; the server may go meanwhile."""
+    target = target_of(url)
+    blocker = await asyncpg.connect(target.dsn)
+    try:
+        await blocker.execute(f"BEGIN; LOCK TABLE {target.schema}.{table} IN SHARE MODE")
+        yield
+    finally:
+        await blocker.close(timeout=5)
+
+
+async def _waits_for(table: str, url: str) -> None:
+    target = target_of(url)
+    database = await asyncpg.connect(target.dsn)
+    try:
+        while not await database.fetchval(
+            "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = $1::regclass",
+            f"{target.schema}.{table}",
+        ):
+            pass
+    finally:
+        await database.close()
 
 
 @pytest.mark.parametrize(
@@ -185,7 +296,12 @@ async def test_a_copy_that_is_told_to_end_is_in_nobodys_way(tmp_path: Path) -> N
         ("sqlite:///typo.db", "sqlite:///b.db", "there is no file typo.db"),
         ("sqlite:///a.db", "sqlite://", "gone when it is closed"),
         ("sqlite:///a.db", "sqlite:///a.db", "the same database"),
-        ("sqlite:///a.db", "mysql://b", "must name a database this relay can open"),
+        ("sqlite:///a.db", "sqlite:///./a.db", "the same database"),
+        ("postgres://a@h:5432/db", "postgresql://b:secret@h/db?schema=relay", "the same database"),
+        ("sqlite:///a.db", "mysql://b", "--to: it must name a database this relay can open"),
+        ("a.db", "sqlite:///b.db", "--from: it must name a database this relay can open"),
+        ("sqlite:///a.db", "postgresql://me:se/cret@h/db", "--to: it must be like"),
+        ("sqlite:///a.db", "sqlite:////tmp", "/tmp is a directory"),
     ],
 )
 def test_what_cannot_be_copied_is_refused_in_one_sentence(
@@ -196,6 +312,7 @@ def test_what_cannot_be_copied_is_refused_in_one_sentence(
     assert (refused.returncode, refused.stdout) == (1, "")
     (line,) = refused.stderr.splitlines()
     assert reason in line
+    assert "cret" not in line
     assert sorted(path.name for path in tmp_path.glob("*.db")) == ["a.db"]
 
 
@@ -221,6 +338,13 @@ def test_a_person_who_watches_sees_how_far_it_is(tmp_path: Path) -> None:
         assert "deliveries" in stream.getvalue()
 
 
-async def _closed(path: Path) -> None:
+def never() -> None:
+    raise AssertionError("there was nothing to start over")
+
+
+async def _closed(path: Path, *messages: Message) -> None:
+    """A file that holds these messages, among others, and that nobody uses."""
     storage = await open_sqlite(f"sqlite:///{path}")
+    if messages:
+        await storage.publish(messages, now=NOW)
     await storage.close()

@@ -5,9 +5,10 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,22 +48,31 @@ def publish(live: Live, destination: str) -> str:
         return str(json.loads(answer.read())["messageId"])
 
 
-def published(live: Live) -> float:
+def metric(live: Live, name: str) -> float:
     for line in live.get("/metrics")[1].decode().splitlines():
-        if line.startswith("relay_messages_published_total "):
+        if line.startswith(f"{name} "):
             return float(line.split()[1])
     raise AssertionError("no such metric")
 
 
+def published(live: Live) -> float:
+    return metric(live, "relay_messages_published_total")
+
+
 @contextmanager
-def a_relay_of_several(directory: Path, *flags: str) -> Iterator[Live]:
+def a_relay_of_several(
+    directory: Path, *, workers: int = WORKERS, environment: Mapping[str, str] | None = None
+) -> Iterator[Live]:
     with a_relay(
         "--workers",
-        str(WORKERS),
-        *flags,
+        str(workers),
         directory=directory,
         mode="serve",
-        environment={"RELAY_DATABASE_URL": postgres_server.url(), "RELAY_SHUTDOWN_TIMEOUT": "5s"},
+        environment={
+            "RELAY_DATABASE_URL": postgres_server.url(),
+            "RELAY_SHUTDOWN_TIMEOUT": "5s",
+            **(environment or {}),
+        },
     ) as live:
         yield live
 
@@ -125,11 +135,70 @@ def test_a_stopped_worker_is_named_and_holds_no_probe_up(tmp_path: Path) -> None
             assert b"does not answer" in body
 
 
-def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
-    with a_relay_of_several(tmp_path) as live:
+def test_a_stopped_worker_is_told_of_killed_and_replaced(tmp_path: Path) -> None:
+    with a_relay_of_several(tmp_path, workers=2, environment={"RELAY_LEASE": "6s"}) as live:
+        frozen = children(live.process.pid)[0]
+        assert metric(live, "relay_worker_restarts_total") == 0
+        os.kill(frozen, signal.SIGSTOP)
+        until(lambda: bool(lines(live, "worker.replaced")), otherwise=live.log.read_text)
+        (silent,) = lines(live, "worker.silent")
+        (killed,) = lines(live, "worker.killed")
+        assert silent["pid"] == killed["pid"] == frozen
+        assert silent["worker"] == killed["worker"]
+        assert killed["reason"] == "it has given no sign of life for 6 seconds"
+        assert not alive(frozen)
         pids = children(live.process.pid)
-        live.kill()
-        until(lambda: not any(alive(pid) for pid in pids), otherwise=live.log.read_text)
+        assert len(pids) == 2
+        until(lambda: live.get("/readyz")[0] == 200, otherwise=live.log.read_text)
+        for _ in range(8):
+            assert metric(live, "relay_worker_restarts_total") == 1
+        assert live.stop() == 0
+
+
+def test_a_relay_is_ready_while_one_of_its_two_workers_is_being_replaced(tmp_path: Path) -> None:
+    with a_relay_of_several(tmp_path, workers=2) as live:
+        # Always the youngest: the longer it goes on dying, the longer is the pause before the next.
+        for deaths in (1, 2, 3):
+            os.kill(children(live.process.pid)[-1], signal.SIGKILL)
+            while len(lines(live, "worker.died")) < deaths:
+                _is_ready_or_cut_off(live)
+            answered = 0
+            while len(lines(live, "worker.replaced")) < deaths:
+                answered += _is_ready_or_cut_off(live)
+            assert answered
+            for _ in range(8):
+                assert live.get("/readyz") == (200, b'{"status":"ready"}')
+        assert metric(live, "relay_worker_restarts_total") == 3
+
+
+def test_a_relay_with_a_worker_that_hangs_stops_before_its_supervisor_loses_patience(tmp_path: Path) -> None:
+    with a_relay_of_several(tmp_path, workers=2, environment={"RELAY_SHUTDOWN_TIMEOUT": "1s"}) as live:
+        pids = children(live.process.pid)
+        os.kill(pids[0], signal.SIGSTOP)
+        began = time.monotonic()
+        assert live.stop() == 1
+        # What deploy/ allows beside RELAY_SHUTDOWN_TIMEOUT is twenty seconds.
+        assert time.monotonic() - began < 1 + 20
+        assert not any(alive(pid) for pid in pids)
+        (killed,) = lines(live, "worker.killed")
+        assert (killed["pid"], killed["reason"]) == (pids[0], "it did not end")
+        assert lines(live, "relay.stopped")
+
+
+def test_workers_end_with_a_parent_that_was_killed_and_the_next_one_clears_up(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        environment = {"TMPDIR": temporary}
+        with a_relay_of_several(tmp_path, workers=2, environment=environment) as live:
+            pids = children(live.process.pid)
+            (left,) = Path(temporary).iterdir()
+            live.kill()
+            until(lambda: not any(alive(pid) for pid in pids), otherwise=live.log.read_text)
+            assert left.exists()
+        with a_relay_of_several(tmp_path, workers=2, environment=environment) as live:
+            (place,) = Path(temporary).iterdir()
+            assert place != left
+            assert live.stop() == 0
+            assert list(Path(temporary).iterdir()) == []
 
 
 def test_a_second_signal_ends_everybody_at_once(tmp_path: Path) -> None:
@@ -209,6 +278,15 @@ def test_on_sqlite_more_than_one_worker_is_refused_with_the_reason_and_the_way_o
     assert "postgresql://" in line
     assert "one writer" in line
     assert "0.96" in line
+
+
+def _is_ready_or_cut_off(live: Live) -> bool:
+    """Whether an answer came, and then it is ready: the kernel may have chosen a worker that died just now."""
+    try:
+        assert live.get("/readyz") == (200, b'{"status":"ready"}')
+    except ConnectionError:
+        return False
+    return True
 
 
 def _ask(live: Live, path: str) -> tuple[int, bytes] | None:
