@@ -61,6 +61,11 @@ class Metrics:
             "Outcomes that came after their lease had been taken over",
             registry=registry,
         )
+        self.cut_settlements = Counter(
+            "relay_settlements_cut",
+            "Outcomes stored without a callback or the answer, which the database could not hold",
+            registry=registry,
+        )
         self.lost_leases = Counter(
             "relay_leases_lost",
             "Deliveries taken over from a worker that stopped renewing its lease",

@@ -34,6 +34,15 @@ class CannotOpen(Exception):  # noqa: N818 - what happened, in the words of the 
     """The database cannot be used by this process at all; the message is one sentence for whoever starts it."""
 
 
+class Rejected(Exception):  # noqa: N818 - what happened, like the names in relay.domain.errors
+    """The database refuses a statement, whatever values are in it: its tables are not what they should be."""
+
+
+class Unstorable(Rejected):
+    """The database refuses a statement for the values in it: a constraint, a text it cannot hold, a row too long
+    for an index. Repeated, it is refused again; with other values it is not."""
+
+
 class ClaimTerms(Struct, frozen=True, kw_only=True):
     """How many deliveries a worker can take, and for how long it may keep silent about them.
 

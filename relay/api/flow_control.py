@@ -11,7 +11,8 @@ from relay.api.services import Services
 from relay.domain.errors import Invalid, NotFound, OverLimit, quoted
 from relay.domain.gates import Configure, GateChange, GateKind, Pin, ResetRate, Unpin
 from relay.wire.json import flow_key_json
-from relay.wire.settings import MAX_FLOW_KEY_LENGTH, MAX_FLOW_LIMIT, MAX_FLOW_PERIOD_MS
+from relay.wire.settings import MAX_FLOW_LIMIT, MAX_FLOW_PERIOD_MS
+from relay.wire.texts import MAX_INDEXED_BYTES, is_indexable
 
 #: Keys in one list; there is no next page in the protocol, but `search`.
 _LONGEST_LIST = 10_000
@@ -91,8 +92,10 @@ def _key(request: web.Request) -> str:
         key.encode()
     except UnicodeEncodeError:
         raise Invalid("flowControlKey", "is not percent-encoded UTF-8") from None
-    if len(key) > MAX_FLOW_KEY_LENGTH or not key.isprintable():
-        raise Invalid("flowControlKey", f"must be 1 to {MAX_FLOW_KEY_LENGTH} visible characters")
+    if not (key.isprintable() and is_indexable(key)):
+        raise Invalid(
+            "flowControlKey", f"must be visible characters, 1 to {MAX_INDEXED_BYTES} bytes in UTF-8"
+        )
     return key
 
 

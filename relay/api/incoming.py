@@ -13,6 +13,7 @@ from relay.domain.message import Message, MessageId
 from relay.domain.publish import Draft, message_of
 from relay.domain.url_group import UrlGroup, fan_out
 from relay.wire.target import Kind, Target, refuse_address
+from relay.wire.texts import is_storable, storable
 
 
 def headers_of(request: web.Request) -> Sequence[tuple[str, str]]:
@@ -20,8 +21,14 @@ def headers_of(request: web.Request) -> Sequence[tuple[str, str]]:
 
 
 def query_of(raw_query: str) -> Sequence[tuple[str, str]]:
-    """The decoded parameters of a query; bytes that are not UTF-8 become a character that matches nothing."""
-    return parse_qsl(raw_query, keep_blank_values=True)
+    """The decoded parameters of a query; bytes that are not UTF-8 become a character that matches nothing.
+
+    Raises `Invalid` for what no value can be.
+    """
+    given = parse_qsl(raw_query, keep_blank_values=True)
+    for name, value in given:
+        storable(value, name if is_storable(name) else quoted(name))
+    return given
 
 
 def caller_address(services: Services, peer_ip: str | None, headers: Iterable[tuple[str, str]]) -> str | None:

@@ -149,7 +149,12 @@ async def publish_batch(
     caller_ip = caller_address(services, peer_ip, headers)
     targets = await _targets_of(items)
     groups = await _groups_of(services, caller, targets)
-    rooms = await queue_room(services, caller, {item.queue for item in items if item.queue is not None})
+    queues = {
+        item.queue
+        for item, target in zip(items, targets, strict=True)
+        if item.queue is not None and isinstance(target, Target)
+    }
+    rooms = await queue_room(services, caller, queues)
     now = services.clock.now()
     outcomes: list[_Accepted | RelayError] = []
     room = _Room(max_messages=MAX_BATCH_ITEMS, max_bytes=caller.limits.max_batch_bytes)

@@ -16,6 +16,7 @@ from relay.ids import random_name
 from relay.wire.headers import parse_schedule
 from relay.wire.json import schedule_json
 from relay.wire.target import Target, split_target
+from relay.wire.texts import is_storable
 
 _PREFIX = "/v2/schedules/"
 _FIRST_REVISION = 1
@@ -80,7 +81,7 @@ async def index(services: Services, caller: Caller, request: web.Request) -> Ans
 
 
 async def show(services: Services, caller: Caller, request: web.Request) -> Answer:
-    schedule_id = request.match_info["schedule_id"]
+    schedule_id = _schedule_id(request)
     view = await services.storage.schedule(caller.tenant, schedule_id)
     if view is None:
         raise _unknown(schedule_id)
@@ -88,14 +89,14 @@ async def show(services: Services, caller: Caller, request: web.Request) -> Answ
 
 
 async def delete(services: Services, caller: Caller, request: web.Request) -> Answer:
-    schedule_id = request.match_info["schedule_id"]
+    schedule_id = _schedule_id(request)
     if not await services.storage.delete_schedule(caller.tenant, schedule_id):
         raise _unknown(schedule_id)
     return DONE
 
 
 async def pause(services: Services, caller: Caller, request: web.Request) -> Answer:
-    schedule_id = request.match_info["schedule_id"]
+    schedule_id = _schedule_id(request)
     if not await services.storage.pause_schedule(caller.tenant, schedule_id, paused=True, next_at=None):
         raise _unknown(schedule_id)
     return DONE
@@ -103,7 +104,7 @@ async def pause(services: Services, caller: Caller, request: web.Request) -> Ans
 
 async def resume(services: Services, caller: Caller, request: web.Request) -> Answer:
     """Ticks of the pause are over; the next one is the first after now."""
-    schedule_id = request.match_info["schedule_id"]
+    schedule_id = _schedule_id(request)
     view = await services.storage.schedule(caller.tenant, schedule_id)
     if view is None:
         raise _unknown(schedule_id)
@@ -115,6 +116,14 @@ async def resume(services: Services, caller: Caller, request: web.Request) -> An
         raise _unknown(schedule_id)
     services.schedules_changed()
     return DONE
+
+
+def _schedule_id(request: web.Request) -> str:
+    """The id in the path; one that no schedule can have is `NotFound`."""
+    schedule_id = request.match_info["schedule_id"]
+    if not is_storable(schedule_id):
+        raise _unknown(schedule_id)
+    return schedule_id
 
 
 def _unknown(schedule_id: str) -> NotFound:

@@ -5,10 +5,13 @@ What an attempt changes is a `Settlement`, built by `settle()` or by a named con
 storage in one transaction.
 """
 
+from collections.abc import Iterator
 from enum import Enum, IntEnum
+from itertools import combinations
 from typing import NewType
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.domain.backoff import next_delay_ms
 from relay.domain.callback import reports
@@ -164,6 +167,33 @@ class Settlement(Struct, frozen=True, kw_only=True):
         return Settlement(
             claim=self.claim, change=Change.CANCELED_AFTER_ERROR, at=self.at, attempt=self.attempt
         )
+
+
+def lesser(settlement: Settlement) -> Iterator[Settlement]:
+    """What may be written of a settlement that storage cannot hold as it is, the most first.
+
+    Whatever the delivery came to, it comes to. What can be given up is what the endpoint answered, of which the
+    status is kept, and the callbacks: better none than the same attempt again and again.
+    """
+    answers = [settlement.attempt]
+    if settlement.attempt is not None:
+        answers.append(_without_answer(settlement.attempt))
+    count = len(settlement.publishes)
+    kept = [some for size in range(count, -1, -1) for some in combinations(settlement.publishes, size)]
+    for attempt in answers:
+        for publishes in kept:
+            less = replace(settlement, attempt=attempt, publishes=publishes)
+            if less != settlement:
+                yield less
+
+
+def _without_answer(attempt: Attempt) -> Attempt:
+    return Attempt(
+        started_at=attempt.started_at,
+        ended_at=attempt.ended_at,
+        status=attempt.status,
+        error=None if attempt.succeeded else "the attempt failed, and what came of it cannot be stored",
+    )
 
 
 def settle(

@@ -357,9 +357,11 @@ class Engine:
         except Unavailable:
             raise
         except Exception as bug:
-            # What cannot be claimed must not keep what has ended from being written.
+            # What cannot be claimed must not keep what has ended from being written. What cannot be written itself
+            # is the settler's to report.
+            refused = await self._storage.settle(settlements)
             self._log.error("settlements.alone", exc=bug, settlements=len(settlements))
-            return await self._storage.settle(settlements)
+            return refused
         for claims in surplus.values():
             for claim in claims:
                 self._start(claim, claimed.at, postponed_to=claimed.at)

@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from relay.clock import Clock
-from relay.domain.delivery import Settlement
+from relay.domain.delivery import Settlement, lesser
 from relay.domain.errors import Unavailable
 from relay.domain.message import MessageId
 from relay.engine.outage import Outage
+from relay.ids import text_of
 from relay.log import Log
 from relay.metrics import Metrics
+from storage.protocol import Rejected, Unstorable
 
 #: One batch: as much as one transaction writes without keeping others waiting.
 _BATCH = 1000
@@ -61,15 +63,15 @@ class Settler:
             del self._waiting[: len(batch)]
             if not self._waiting:
                 self._arrived.clear()
+            written: Sequence[Settlement] = batch
             try:
                 refused = await self._settle(batch)
             except asyncio.CancelledError:
                 raise
             except Exception as bug:
                 # One settlement that storage cannot digest must not hold up its neighbours.
-                self._log.error("settler.failed", exc=bug, settlements=len(batch))
-                refused = await self._settle_one_by_one(batch)
-            self._metrics.published.inc(_published(batch, refused))
+                written, refused = await self._settle_one_by_one(batch, bug)
+            self._metrics.published.inc(_published(written, refused))
             if refused:
                 self._metrics.refused_settlements.inc(len(refused))
                 self._log.warning(
@@ -92,17 +94,58 @@ class Settler:
                 await self._clock.wait(self._hurry, self._clock.now() + pause_ms)
                 pause_ms = min(2 * pause_ms, _LONGEST_PAUSE_MS)
 
-    async def _settle_one_by_one(self, batch: Sequence[Settlement]) -> Sequence[MessageId]:
+    async def _settle_one_by_one(
+        self, batch: Sequence[Settlement], bug: Exception
+    ) -> tuple[Sequence[Settlement], Sequence[MessageId]]:
+        """What could be written, and which of that storage refused. `bug` is what kept the batch from being
+        written; which message is to blame is said once."""
+        written: list[Settlement] = []
         refused: list[MessageId] = []
         for settlement in batch:
             try:
                 refused += await self._settle([settlement])
+                written.append(settlement)
             except asyncio.CancelledError:
                 raise
-            except Exception as bug:
-                # Its lease runs out and it is claimed again; lost leases are counted and end in a dead letter.
-                self._log.error("settlement.failed", exc=bug, message=int(settlement.claim.message.id))
-        return refused
+            except Exception as problem:
+                less = await self._settle_less(settlement, problem)
+                if less is not None:
+                    written.append(less[0])
+                    refused += less[1]
+                bug = problem
+        if written == batch:
+            self._log.error("settler.failed", exc=bug, settlements=len(batch))
+        return written, refused
+
+    async def _settle_less(
+        self, settlement: Settlement, problem: Exception
+    ) -> tuple[Settlement, Sequence[MessageId]] | None:
+        """Write as much of a settlement as storage can hold: what was, and which of it was refused."""
+        message = text_of("msg_", settlement.claim.message.id)
+        # Tables that are not what they should be can be mended: nothing is given up.
+        about_values = isinstance(problem, Unstorable) or not isinstance(problem, Rejected)
+        for less in lesser(settlement) if about_values else ():
+            try:
+                refused = await self._settle([less])
+            except asyncio.CancelledError:
+                raise
+            except Exception as another:
+                if isinstance(another, Rejected) and not isinstance(another, Unstorable):
+                    break
+                continue
+            self._metrics.cut_settlements.inc()
+            self._log.error(
+                "settlement.cut",
+                exc=problem,
+                message=message,
+                outcome=settlement.change.name.lower(),
+                callbacks_lost=len(settlement.publishes) - len(less.publishes),
+                answer_lost=less.attempt != settlement.attempt,
+            )
+            return less, refused
+        # Its lease runs out and it is claimed again. After some lost leases the endpoint is no longer called.
+        self._log.error("settlement.failed", exc=problem, message=message)
+        return None
 
 
 def _published(batch: Sequence[Settlement], refused: Sequence[MessageId]) -> int:

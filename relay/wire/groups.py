@@ -10,6 +10,7 @@ from relay.domain.errors import Invalid
 from relay.domain.message import Headers
 from relay.domain.url_group import Endpoint, EndpointRef
 from relay.wire.target import parse_url
+from relay.wire.texts import storable
 
 #: Characters of an endpoint's name.
 MAX_ENDPOINT_NAME_LENGTH = 256
@@ -75,7 +76,7 @@ def _ref(one: _Remove) -> EndpointRef:
     if one.url is None and one.name is None:
         raise Invalid("endpoints", "has one with neither url nor name")
     url = None if one.url is None else parse_url(one.url, "url")
-    return EndpointRef(url=url, name=one.name)
+    return EndpointRef(url=url, name=None if one.name is None else storable(one.name, "name"))
 
 
 def _decoded(body: bytes, decoder: "msgspec.json.Decoder[_Body]") -> _Body:

@@ -184,6 +184,8 @@ def parse_group_headers(
     Raises what `parse_draft` does. The values are kept as they were given: they are read again with each publish.
     """
     headers = tuple(headers)
+    for name, value in headers:
+        _sendable(value, "", name)
     _require_small(headers)
     parse_draft(
         headers,

@@ -20,6 +20,7 @@ from relay.domain.selection import Order, Selection
 from relay.ids import dead_letter_number, number_of
 from relay.wire.cursor import Cursor, parse_dead_letter_cursor, parse_log_cursor
 from relay.wire.target import parse_url
+from relay.wire.texts import storable
 
 #: Values of one filter: each is compared with every row that is looked at.
 MAX_VALUES = 10_000
@@ -231,8 +232,7 @@ def _check(name: str, values: Sequence[str]) -> None:
     if len(values) > MAX_VALUES:
         raise Invalid(name, f"has more than {MAX_VALUES} values")
     for value in values:
-        if not value.isprintable() and ("\0" in value or any("\ud800" <= c <= "\udfff" for c in value)):
-            raise Invalid(name, "has a character that no value can have")
+        storable(value, name)
 
 
 def _values(given: _Given, name: str, convert: Callable[[str], _Value]) -> tuple[_Value, ...]:

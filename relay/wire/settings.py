@@ -18,9 +18,9 @@ from relay.domain.message import METHODS, FlowControl, Redaction, SignedBy
 from relay.domain.schedule import CatchUp, Overlap
 from relay.domain.tenant import Limits
 from relay.wire.target import MAX_NAME_LENGTH, Refusal
+from relay.wire.texts import MAX_INDEXED_BYTES, is_indexable
 
 MAX_FLOW_PERIOD_MS = 7 * 86_400_000
-MAX_FLOW_KEY_LENGTH = 1024
 
 #: What may be the name of a header field.
 FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -183,8 +183,8 @@ def _header_forward(terms: Terms, value: str, _: Context) -> None:
 
 
 def _flow_control_key(terms: Terms, value: str, _: Context) -> None:
-    if not 1 <= len(value) <= MAX_FLOW_KEY_LENGTH:
-        raise ValueError(f"must have 1 to {MAX_FLOW_KEY_LENGTH} characters")
+    if not is_indexable(value):
+        raise ValueError(f"must have 1 to {MAX_INDEXED_BYTES} bytes in UTF-8")
     terms.flow_key = value
 
 

@@ -12,7 +12,7 @@ from asyncpg import exceptions
 from msgspec import Struct
 
 from relay.domain.errors import Unavailable
-from storage.protocol import CannotOpen
+from storage.protocol import CannotOpen, Rejected, Unstorable
 from storage.sql.script import Collision
 
 #: What 14 has and 13 has not: multi-host URLs that find the primary, and vacuum that keeps up with a queue.
@@ -49,6 +49,10 @@ _REASONS = {
     "58": "the disk of the database does not answer as it should",
 }
 
+#: Errors, by the first two digits of their SQLSTATE, that tell of the values in a statement: what cannot be
+#: converted, what breaks a constraint, and what does not fit, into an index for example.
+_ABOUT_VALUES = frozenset({"22", "23", "54"})
+
 #: Not the connection's fault: it can be used again.
 _PASSING = frozenset(
     {"40001", "40P01", "3F000", "42501", "42P01", "42P10", "53100", "53200", "55P03", "57014"}
@@ -68,11 +72,7 @@ _MARK = re.compile(r"\?(\d*)")
 _LOCK = re.compile(r"/\*(FOR UPDATE[^*]*)\*/")
 
 
-class Rejected(Exception):  # noqa: N818 - what happened, like the names in relay.domain.errors
-    """PostgreSQL refused a statement for what it said (a constraint, a value it cannot hold): repeat it in vain."""
-
-
-class Conflict(Rejected):
+class Conflict(Unstorable):
     """A row with that key is there already."""
 
 
@@ -325,6 +325,17 @@ def version_problem(version: int) -> str | None:
     return None
 
 
+def encoding_problem(encoding: str) -> str | None:
+    """Why a database of this encoding, as the server calls it, cannot be used: it cannot hold what endpoints and
+    publishers send, or (SQL_ASCII) does not know what it holds."""
+    if encoding != "UTF8":
+        return (
+            f"the encoding of the database is {encoding}, where Relay needs UTF8: create another one with "
+            "CREATE DATABASE relay ENCODING 'UTF8' TEMPLATE template0"
+        )
+    return None
+
+
 def state_of(error: BaseException | None) -> str:
     """The SQLSTATE of a driver's error, "" for anything else."""
     return getattr(error, "sqlstate", None) or ""
@@ -369,7 +380,9 @@ def translated(error: Exception) -> Exception:
         return reason
     if isinstance(error, exceptions.UniqueViolationError):
         return Conflict(str(error))
-    if isinstance(error, exceptions.PostgresError | exceptions.DataError):
+    if state_of(error)[:2] in _ABOUT_VALUES:
+        return Unstorable(str(error))
+    if isinstance(error, exceptions.PostgresError):
         return Rejected(str(error))
     return error
 

@@ -15,7 +15,7 @@ from storage.migrate import migrations_of, missing, unknown
 from storage.postgres import driver
 from storage.postgres.connections import transaction
 from storage.postgres.driver import Connection, Target
-from storage.protocol import CannotOpen
+from storage.protocol import CannotOpen, Rejected
 
 #: Advisory locks, each for the end of a transaction: what is locked, within the schema.
 MIGRATIONS, NODES, FORGETTING, SCHEDULES, URL_GROUPS, QUEUES, ACCOUNTS, LEDGER = 1, 2, 3, 4, 5, 6, 7, 8
@@ -51,8 +51,8 @@ async def prepare(
 ) -> None:
     """Make the schema what this version needs. Raises `CannotOpen` when it must not, or may not, be changed, or
     others have used its tables for longer than `patience_s`."""
-    version, replica = (await connection.rows(_SERVER))[0]
-    problem = driver.version_problem(int(version) // 10_000)
+    version, encoding, replica = (await connection.rows(_SERVER))[0]
+    problem = driver.version_problem(int(version) // 10_000) or driver.encoding_problem(encoding)
     if problem is not None:
         raise CannotOpen(problem)
     if replica:
@@ -66,7 +66,7 @@ async def prepare(
     try:
         until = asyncio.get_running_loop().time() + patience_s
         await transaction(connection, lambda connection: _migrate_in_turn(connection, target, until))
-    except (driver.Rejected, Unavailable) as refused:
+    except (Rejected, Unavailable) as refused:
         if isinstance(refused, Unavailable) and not driver.lacks_rights(refused):
             raise
         raise CannotOpen(
@@ -74,7 +74,9 @@ async def prepare(
         ) from refused
 
 
-_SERVER = "SELECT current_setting('server_version_num')::integer, pg_is_in_recovery()"
+_SERVER = """
+    SELECT current_setting('server_version_num')::integer, current_setting('server_encoding'), pg_is_in_recovery()
+"""
 
 
 #: Who else has a lock on one of the schema's tables, the oldest transaction first.

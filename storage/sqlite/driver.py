@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from relay.domain.errors import Unavailable
-from storage.protocol import CannotOpen
+from storage.protocol import CannotOpen, Rejected, Unstorable
 from storage.sql.script import Script
 
 try:
@@ -23,6 +23,8 @@ Connection = sqlite3.Connection
 
 Error: type[Exception] = dbapi2.Error
 Warning_: type[Exception] = dbapi2.Warning
+#: They tell of the values in a statement, and not of the statement.
+_ABOUT_VALUES: tuple[type[Exception], ...] = (dbapi2.IntegrityError, dbapi2.DataError)
 
 #: STRICT tables and RETURNING.
 _OLDEST = (3, 38, 0)
@@ -57,10 +59,6 @@ _REASONS = {
 #: SQLITE_READONLY_DBMOVED, which SQLite itself finds out about without a write-ahead log only.
 _MOVED = _READONLY | 4 << 8
 _IS_MOVED = "the database file was moved, removed or replaced: put it back, or restart the relay"
-
-
-class Rejected(Exception):  # noqa: N818 - what happened, like the names in relay.domain.errors
-    """SQLite refused a statement for what it said (a constraint, a value it cannot hold): repeating is useless."""
 
 
 def version() -> tuple[int, ...]:
@@ -184,7 +182,8 @@ def translated(error: Exception) -> Exception:
     """What a caller may see instead of a driver's error: each its own, since raising one writes on it."""
     if not isinstance(error, (Error, Warning_)):
         return error
-    return unavailable(error) or Rejected(str(error))
+    meaning = Unstorable if isinstance(error, _ABOUT_VALUES) else Rejected
+    return unavailable(error) or meaning(str(error))
 
 
 def _connect(path: Path, mode: str) -> Connection:

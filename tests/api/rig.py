@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from io import BytesIO
 from ipaddress import ip_network
@@ -455,9 +455,10 @@ async def running(
     lane: bool = True,
     bounds: Bounds = Bounds(),  # noqa: B008 - immutable
     max_closing_s: float = 5,
+    backend: Callable[[str], Awaitable[Storage]] = open_sqlite,
 ) -> AsyncIterator[Rig]:
-    """A rig whose violations fail the test at its end."""
-    storage = await open_sqlite(str(path))
+    """A rig whose violations fail the test at its end; `backend` opens its storage."""
+    storage = await backend(str(path))
     try:
         await _furnish(storage)
         async with _client_session() as session, _client_session() as publishing_session:

@@ -52,7 +52,7 @@ class Specification:
         ]
         return {
             parameter["name"]: parameter
-            for parameter in map(self._resolved, described)
+            for parameter in map(self.resolved, described)
             if parameter["in"] == place
         }
 
@@ -60,9 +60,15 @@ class Specification:
         """The bodies that an operation shows: text as text, all else to be sent as JSON."""
         operation = self.operation(method, path)
         if "requestBody" in operation:
-            for media in self._resolved(operation["requestBody"])["content"].values():
+            for media in self.resolved(operation["requestBody"])["content"].values():
                 if "example" in media:
                     yield media["example"]
+
+    def request_schema(self, method: str, path: str) -> dict[str, Any]:
+        """Of the JSON that an operation takes."""
+        content = self.resolved(self.operation(method, path)["requestBody"])["content"]
+        schema: dict[str, Any] = content["application/json"]["schema"]
+        return schema
 
     def promised(self) -> set[Answered]:
         """Every status of every operation."""
@@ -119,9 +125,9 @@ class Specification:
         """Each example of a response or a request body, with its schema."""
         for method, path in self.operations():
             operation = self.operation(method, path)
-            holders = [self._resolved(response) for response in operation["responses"].values()]
+            holders = [self.resolved(response) for response in operation["responses"].values()]
             if "requestBody" in operation:
-                holders.append(self._resolved(operation["requestBody"]))
+                holders.append(self.resolved(operation["requestBody"]))
             for holder in holders:
                 for media in holder.get("content", {}).values():
                     if "example" in media:
@@ -135,20 +141,21 @@ class Specification:
         return Draft202012Validator({**schema, "components": self.document["components"]})
 
     def _response(self, method: str, path: str, status: int) -> dict[str, Any]:
-        return self._resolved(self.operation(method, path)["responses"][str(status)])
+        return self.resolved(self.operation(method, path)["responses"][str(status)])
 
-    def _resolved(self, node: dict[str, Any]) -> dict[str, Any]:
+    def resolved(self, node: dict[str, Any]) -> dict[str, Any]:
+        """The node, or what it refers to."""
         if "$ref" not in node:
             return node
         target: Any = self.document
         for step in node["$ref"].removeprefix("#/").split("/"):
             target = target[step]
-        return self._resolved(target)
+        return self.resolved(target)
 
     def _see(self, schema: dict[str, Any], value: object) -> None:
         """Remember the members of `value`, which is valid."""
         name = schema.get("$ref", "")
-        schema = self._resolved(schema)
+        schema = self.resolved(schema)
         for part in schema.get("allOf", ()):
             self._see(part, value)
         for part in schema.get("anyOf", ()):
@@ -167,7 +174,7 @@ class Specification:
 
     def _note(self, schema: dict[str, Any], found: set[str], optional: set[str] | None = None) -> None:
         name = schema.get("$ref", "")
-        schema = self._resolved(schema)
+        schema = self.resolved(schema)
         for part in (*schema.get("allOf", ()), *schema.get("anyOf", ())):
             self._note(part, found, optional)
         if "items" in schema:

@@ -17,10 +17,10 @@ from relay.domain.tenant import TenantLimits, Token
 from relay.domain.url_group import Endpoint
 from relay.ids import Ids
 from storage.postgres import open_postgres, open_postgres_accounts, schema
-from storage.postgres.driver import Rejected, target_of
+from storage.postgres.driver import target_of
 from storage.postgres.nodes import SILENCE_S
 from storage.postgres.storage import PostgresStorage
-from storage.protocol import CannotOpen, ClaimTerms, Retention, Storage
+from storage.protocol import CannotOpen, ClaimTerms, Rejected, Retention, Storage
 from tests import postgres_server
 from tests.builders import NOW, TENANT, a_message
 from tests.contract.steps import (

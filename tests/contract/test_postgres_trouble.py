@@ -17,9 +17,9 @@ from relay.clock import SharedClock, SystemClock
 from relay.domain.errors import Unavailable
 from storage.postgres import driver, open_postgres
 from storage.postgres.connections import Pool, Server
-from storage.postgres.driver import Conflict, Connection, Rejected, Session, target_of
+from storage.postgres.driver import Conflict, Connection, Session, target_of
 from storage.postgres.storage import PostgresStorage
-from storage.protocol import CannotOpen, ClaimTerms
+from storage.protocol import CannotOpen, ClaimTerms, Rejected, Unstorable
 from tests import postgres_server
 from tests.builders import NOW, TENANT, a_message
 from tests.contract.steps import (
@@ -137,6 +137,30 @@ def test_our_parameters_are_taken_out_and_all_others_reach_the_driver() -> None:
 def test_a_server_that_is_too_old_is_named() -> None:
     assert driver.version_problem(14) is None
     assert driver.version_problem(13) == "PostgreSQL 13 is too old: 14 or newer is needed"
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+@pytest.mark.parametrize("pooler", ["", "&pooler=transaction"])
+async def test_a_database_of_another_encoding_is_refused_with_how_to_create_one(
+    own_server: postgres_server.Server, encoding: str, pooler: str
+) -> None:
+    url = own_server.url()
+    name = f"odd_{encoding.lower()}"
+    administrator = await asyncpg.connect(target_of(url).dsn)
+    await administrator.execute(f"DROP DATABASE IF EXISTS {name}")
+    await administrator.execute(
+        f"CREATE DATABASE {name} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    )
+    await administrator.close()
+    with pytest.raises(CannotOpen) as refused:
+        await open_postgres(url.replace("/postgres?", f"/{name}?") + pooler)
+    assert str(refused.value).endswith(
+        f"/{name}: the encoding of the database is {encoding}, where Relay needs UTF8: create another one with "
+        "CREATE DATABASE relay ENCODING 'UTF8' TEMPLATE template0"
+    )
+    odd = await asyncpg.connect(target_of(url.replace("/postgres?", f"/{name}?")).dsn)
+    assert await odd.fetch("SELECT 1 FROM pg_namespace WHERE nspname = 'relay'") == []
+    await odd.close()
 
 
 @pytest.mark.parametrize("pooler", ["", "transaction"])
@@ -586,9 +610,10 @@ def test_errors_of_the_server_mean_unavailable(error: type[Exception]) -> None:
     ("error", "meaning"),
     [
         (exceptions.UniqueViolationError, Conflict),
-        (exceptions.CheckViolationError, Rejected),
-        (exceptions.CharacterNotInRepertoireError, Rejected),
-        (exceptions.DataError, Rejected),
+        (exceptions.CheckViolationError, Unstorable),
+        (exceptions.CharacterNotInRepertoireError, Unstorable),
+        (exceptions.ProgramLimitExceededError, Unstorable),
+        (exceptions.DataError, Unstorable),
         (exceptions.UndefinedColumnError, Rejected),
     ],
 )

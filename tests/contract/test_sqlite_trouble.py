@@ -16,11 +16,11 @@ from relay.domain.message import FlowControl
 from relay.domain.tenant import Principal, Tenant, Token
 from relay.ids import Ids
 from storage.migrate import migrations_of
-from storage.protocol import CannotOpen
+from storage.protocol import CannotOpen, Rejected, Unstorable
 from storage.sql import archive, cancel, transfer
 from storage.sql.script import Query, Script
 from storage.sqlite import driver, open_sqlite
-from storage.sqlite.driver import Connection, Rejected
+from storage.sqlite.driver import Connection
 from storage.sqlite.readers import Readers
 from storage.sqlite.writer import Kind, Tx, Writer
 from tests.builders import NOW, TENANT, a_message
@@ -499,7 +499,7 @@ async def test_one_poisoned_operation_fails_alone_and_counts_for_nothing(numbers
             return_exceptions=True,
         )
     failed = {n: outcome for n, outcome in enumerate(outcomes) if isinstance(outcome, BaseException)}
-    assert {n: type(error) for n, error in failed.items()} == {5: Rejected, 10: OverflowError}
+    assert {n: type(error) for n, error in failed.items()} == {5: Unstorable, 10: OverflowError}
     assert stored(numbers) == [0, 1, 2, 3, 4, 5, 6, 8, 9]
     assert sum(tx.live for tx in fixture.commits) == 10
 

@@ -341,6 +341,19 @@ async def test_a_copy_whose_source_was_used_since_it_was_interrupted_starts_over
     assert await other.stats() == await storage.stats()
 
 
+async def test_a_copy_starts_over_when_only_keys_were_rotated_since(storage: Storage, other: Storage) -> None:
+    await a_life(storage)
+    with pytest.raises(KeyboardInterrupt):
+        await copy(storage, other, name="here", progress=_interrupt_at_the_end, starting_over=never)
+    assert await storage.rotate_keys(TENANT, fresh="sig_fresh") is not None
+    said: list[str] = []
+    await copy(
+        storage, other, name="here", progress=unheard, starting_over=lambda: said.append("starting over")
+    )
+    assert said == ["starting over"]
+    assert await contents(other) == await contents(storage)
+
+
 async def test_what_is_cleared_is_empty_and_still_an_unfinished_copy(
     storage: Storage, other: Storage
 ) -> None:

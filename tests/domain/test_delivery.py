@@ -15,10 +15,12 @@ from relay.domain.delivery import (
     Claim,
     Settlement,
     State,
+    lesser,
     lost,
     released,
     settle,
 )
+from relay.domain.message import Callback
 from tests.builders import NOW, a_claim, a_message, an_attempt, next_id
 
 MARKER = (("Upstash-NonRetryable-Error", "true"),)
@@ -177,3 +179,36 @@ def test_every_outcome_ends_the_delivery_or_gives_it_a_time_within_a_day(
         assert settlement.due_at is None
         assert settlement.change.states[-1] in FINAL
     assert (settlement.dead_letter_id is not None) == (settlement.change is Change.FAILED)
+
+
+def test_less_of_a_settlement_loses_callbacks_one_by_one_and_then_the_answer() -> None:
+    url = "https://example.com/report"
+    message = a_message(max_retries=0, callback=Callback(url=url), failure_callback=Callback(url=url))
+    whole = settled(a_claim(message), an_attempt(status=500, headers=(("A", "b"),), body=b"no"))
+    both, first, second, none = whole.publishes, whole.publishes[:1], whole.publishes[1:], ()
+    tried = list(lesser(whole))
+    assert [less.publishes for less in tried] == [first, second, none, both, first, second, none]
+    assert [less.attempt == whole.attempt for less in tried] == [True] * 3 + [False] * 4
+    bare = tried[-1].attempt
+    assert bare is not None
+    assert (bare.status, bare.headers, bare.body, bare.succeeded) == (500, (), b"", False)
+    for less in tried:
+        assert (less.claim, less.change, less.at, less.due_at, less.dead_letter_id) == (
+            whole.claim,
+            whole.change,
+            whole.at,
+            whole.due_at,
+            whole.dead_letter_id,
+        )
+
+
+def test_a_delivery_stays_delivered_with_less_of_its_settlement() -> None:
+    whole = settled(a_claim(), an_attempt(headers=(("A", "b"),)))
+    [less] = lesser(whole)
+    assert less.change is Change.DELIVERED
+    assert less.attempt is not None
+    assert (less.attempt.status, less.attempt.headers, less.attempt.error) == (200, (), None)
+
+
+def test_there_is_nothing_less_than_a_claim_handed_back() -> None:
+    assert list(lesser(released(a_claim(), now=NOW))) == []

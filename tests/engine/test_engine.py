@@ -12,7 +12,7 @@ from relay.clock import FakeClock
 from relay.config import Config
 from relay.domain.delivery import MAX_LOST_LEASES, Attempt, Change, Settlement, State, settle
 from relay.domain.errors import Unavailable
-from relay.domain.message import Callback, Headers, Message, MessageId, TenantId
+from relay.domain.message import Callback, FlowControl, Headers, Message, MessageId, TenantId
 from relay.domain.selection import Order, Selection
 from relay.engine.engine import KEPT_ANSWER_BYTES, Engine, Signs, Store
 from relay.engine.settler import Settler
@@ -608,6 +608,22 @@ async def test_a_draining_engine_still_accepts_but_starts_nothing(rig: Rig) -> N
         message = a_message()
         await rig.engine.publish([message])
         assert await rig.states(message.id) == [State.CREATED]
+
+
+async def test_a_queue_goes_on_behind_an_outcome_that_cannot_be_stored_whole_and_the_log_says_so_once(
+    rig: Rig,
+) -> None:
+    too_much = FlowControl(key="key", parallelism=1 << 70)
+    head = a_message(queue="q", callback=Callback(url="https://example.com/report", flow=too_much))
+    behind = a_message(queue="q")
+    async with rig.running():
+        await rig.engine.publish([head, behind])
+        await rig.until_state(behind.id, State.DELIVERED)
+        await rig.settled()
+        assert await rig.states(head.id) == [State.CREATED, State.ACTIVE, State.DELIVERED]
+    assert len(rig.destination.requests) == 2
+    assert [event for level, event, _ in rig.lines.all if level == "error"] == ["settlement.cut"]
+    assert (await rig.storage.stats()).live == 0
 
 
 async def test_one_settlement_that_storage_cannot_digest_does_not_hold_up_its_neighbours(rig: Rig) -> None:
