@@ -26,6 +26,8 @@ _SERVICE_LINK = re.compile(
     r"RELAY_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
 _VISIBLE = re.compile(r"[!-~]+")
+#: 256 processes are told apart by their numbers; who starts the workers has one of them.
+_MOST_WORKERS = 255
 
 
 class ConfigError(Exception):
@@ -115,6 +117,16 @@ def _positive(value: str) -> int:
     return number
 
 
+def _workers(value: str) -> int:
+    number = _positive(value)
+    if number > _MOST_WORKERS:
+        raise ValueError(
+            f"it must be at most {_MOST_WORKERS}: 256 processes can share a database, and whoever starts the others"
+            " is one of them"
+        )
+    return number
+
+
 def _bytes(value: str) -> int:
     """`1048576`, `512KiB`, `1MiB` or `1GiB`."""
     match = re.fullmatch(r"([0-9]{1,12})\s*(KiB|MiB|GiB)?", value)
@@ -192,7 +204,7 @@ class Config:
     port: int = _setting(8080, _port, "8080", "TCP port; 0 lets the system choose one.")
     workers: int = _setting(
         1,
-        _positive,
+        _workers,
         "1",
         "Processes that share the port, with PostgreSQL; other limits are each process's own.",
     )

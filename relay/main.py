@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from relay import accounts, greeting
@@ -36,15 +36,18 @@ from relay.engine.signer import Signer
 from relay.greeting import Mode
 from relay.ids import Ids, random_name
 from relay.log import BridgeHandler, Log, StreamLog
-from relay.metrics import Metrics
+from relay.metrics import Metrics, depths
 from relay.peers import Peers, Standing
 from relay.question import Question
 from signing import generate_key
 from storage.copy import CannotCopy, Copied, refuse_unfinished
 from storage.copy import copy as copy_all
-from storage.postgres import open_postgres
+from storage.postgres import open_postgres, open_postgres_accounts
 from storage.protocol import Accounts, CannotOpen, Storage
 from storage.sqlite import SqliteAccounts, file_of, open_accounts, open_sqlite
+
+if TYPE_CHECKING:
+    from storage.postgres.accounts import PostgresAccounts
 
 T = TypeVar("T")
 
@@ -306,9 +309,9 @@ def administer(
     return run_command(on_accounts())
 
 
-async def _open_accounts(url: str, clock: Clock) -> Storage | SqliteAccounts:
-    if url.startswith(_POSTGRES):
-        return await open_storage(url, clock=clock, migrate=False)
+async def _open_accounts(url: str, clock: Clock) -> "PostgresAccounts | SqliteAccounts":
+    if isinstance(clock, SharedClock):
+        return await open_postgres_accounts(url, clock=clock)
     return await open_accounts(url)
 
 
@@ -547,14 +550,16 @@ class Relay:
         return Standing(problems=await self._own_problems(), joined=not (young or self._stopping))
 
     async def render_metrics(self) -> bytes:
-        """The Prometheus text, true when it is asked for; depths stay as they were while storage is away."""
+        """The Prometheus text, true when it is asked for; depths are missing while they cannot be told."""
+        own = await self._own_numbers()
         with contextlib.suppress(Unavailable):
             stats = await self._depths.answer()
             waiting_ms = 0 if stats.oldest_due_at is None else self._clock.now() - stats.oldest_due_at
-            self.metrics.live.set(stats.live)
-            self.metrics.dead_letters.set(stats.dead_letters)
-            self.metrics.oldest_due_seconds.set(max(0, waiting_ms) / 1000)
-        own = await self._own_numbers()
+            own += depths(
+                live=stats.live,
+                dead_letters=stats.dead_letters,
+                oldest_due_seconds=max(0, waiting_ms) / 1000,
+            )
         return own if self._peers is None else await self._peers.metrics(own)
 
     async def _own_problems(self) -> Sequence[str]:

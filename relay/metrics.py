@@ -124,13 +124,6 @@ class Metrics:
             "How far this machine's clock is ahead of the shared database's, which counts; 0 on SQLite",
             registry=registry,
         )
-        self.live = Gauge("relay_messages_live", "Messages stored and not finished", registry=registry)
-        self.dead_letters = Gauge("relay_dead_letters", "Dead letters stored", registry=registry)
-        self.oldest_due_seconds = Gauge(
-            "relay_oldest_due_seconds",
-            "How long the longest-waiting due message has been waiting for a worker; 0 when none waits",
-            registry=registry,
-        )
 
     def render(self) -> bytes:
         """The Prometheus text format. Costs milliseconds: call it off the event loop."""
@@ -139,3 +132,24 @@ class Metrics:
     def render_of_parent(self) -> bytes:
         """What is counted where no message ever gets to: by the parent of several processes."""
         return generate_latest(self.registry.restricted_registry([f"{_WORKER_RESTARTS}_total"]))
+
+
+def depths(*, live: int | None, dead_letters: int | None, oldest_due_seconds: float) -> bytes:
+    """What is known of the depths at this moment, in the Prometheus text format, to follow the rest.
+
+    They are of the database, and nobody's to remember: what is not known is absent, since an old number
+    could not be told from a new one.
+    """
+    registry = CollectorRegistry()
+    for name, meaning, value in (
+        ("relay_messages_live", "Messages stored and not finished", live),
+        ("relay_dead_letters", "Dead letters stored", dead_letters),
+        (
+            "relay_oldest_due_seconds",
+            "How long the longest-waiting due message has been waiting for a worker; 0 when none waits",
+            oldest_due_seconds,
+        ),
+    ):
+        if value is not None:
+            Gauge(name, meaning, registry=registry).set(value)
+    return generate_latest(registry)

@@ -154,10 +154,13 @@ class Retention(Struct, frozen=True, kw_only=True):
 
 
 class Stats(Struct, frozen=True, kw_only=True):
-    """Depths kept as counters. `oldest_due_at` is the due time of the longest-waiting delivery nobody has taken."""
+    """Depths kept as counters; None: not to be had in time, for as long as what they are added up from is too long.
 
-    live: int
-    dead_letters: int
+    `oldest_due_at` is the due time of the longest-waiting delivery nobody has taken.
+    """
+
+    live: int | None
+    dead_letters: int | None
     oldest_due_at: int | None
 
 
@@ -507,6 +510,10 @@ class Archive(Protocol):
         """Forget at most about `limit` rows of history, dead letters, messages without either, spent
         deduplication keys and unused flow-control keys; returns how many rows went, 0 when nothing was old
         enough."""
+        ...
+
+    async def fold(self) -> bool:
+        """Shorten what the depths are added up from, one bounded bite of it; whether there is more to look at."""
         ...
 
     async def stats(self) -> Stats: ...

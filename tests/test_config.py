@@ -48,6 +48,8 @@ def test_networks_are_a_comma_separated_list() -> None:
     [
         ("RELAY_PORT", "65536"),
         ("RELAY_PORT", "-1"),
+        ("RELAY_WORKERS", "0"),
+        ("RELAY_WORKERS", "256"),
         ("RELAY_PORT", "http"),
         ("RELAY_LEASE", "1s"),
         ("RELAY_LEASE", "11m"),

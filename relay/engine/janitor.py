@@ -1,6 +1,6 @@
-"""Forgets what has been kept long enough, in small bites.
+"""Forgets what has been kept long enough, and folds what depths are added up from, in small bites.
 
-Pruning shares the disk with deliveries and is never urgent: a bite is a short transaction, and after each the
+Both share the disk with deliveries and are never urgent: a bite is a short transaction, and after each the
 janitor rests for at least twice as long as the bite took.
 """
 
@@ -34,6 +34,8 @@ class Store(Protocol):
     async def tenants(self) -> Sequence[Tenant]: ...
 
     async def prune(self, retention: Retention, *, now: int, limit: int) -> int: ...
+
+    async def fold(self) -> bool: ...
 
 
 class Janitor:
@@ -90,7 +92,9 @@ class Janitor:
         self.last_progress_at = self._clock.now()
         self._pruned += rows
         self._metrics.pruned_rows.inc(rows)
-        if rows >= _BITE_ROWS:
+        more = await self._storage.fold()
+        self.last_progress_at = self._clock.now()
+        if more or rows >= _BITE_ROWS:
             rest_ms = max(_SHORTEST_REST_MS, _REST_PER_BITE * (self.last_progress_at - began_at))
             return self._spread(min(rest_ms, _ROUND_MS))
         if self._pruned:

@@ -1,15 +1,20 @@
 """The shared backend: one PostgreSQL database, any number of processes."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from relay.clock import SharedClock
 from relay.domain.errors import Unavailable
 from storage.protocol import CannotOpen
 
 if TYPE_CHECKING:
+    from storage.postgres.accounts import PostgresAccounts
+    from storage.postgres.driver import Target
     from storage.postgres.storage import PostgresStorage
 
-__all__ = ["open_postgres"]
+T = TypeVar("T")
+
+__all__ = ["open_postgres", "open_postgres_accounts"]
 
 
 async def open_postgres(
@@ -23,9 +28,30 @@ async def open_postgres(
     reached. Cancelled, or failed half-way, it is nobody others would take for a relay at work; after a kill -9 it
     is for half a minute.
     """
+
+    async def open_there(target: "Target") -> "PostgresStorage":
+        from storage.postgres.storage import opened
+
+        return await opened(target, clock=clock or SharedClock(), migrate=migrate)
+
+    return await _opened(url, open_there)
+
+
+async def open_postgres_accounts(url: str, *, clock: SharedClock) -> "PostgresAccounts":
+    """Open the accounts of a database that is up to date; nothing is created and nothing migrated, and to others
+    this is no process that uses the database. Sets `clock` by the database's, once. Raises like `open_postgres`."""
+
+    async def open_there(target: "Target") -> "PostgresAccounts":
+        from storage.postgres.accounts import opened
+
+        return await opened(target, clock=clock)
+
+    return await _opened(url, open_there)
+
+
+async def _opened(url: str, open_there: "Callable[[Target], Awaitable[T]]") -> T:
     try:
         from storage.postgres.driver import target_of
-        from storage.postgres.storage import opened
     except ModuleNotFoundError as missing:
         if missing.name != "asyncpg":
             raise
@@ -34,7 +60,7 @@ async def open_postgres(
         ) from None
     target = target_of(url)
     try:
-        return await opened(target, clock=clock or SharedClock(), migrate=migrate)
+        return await open_there(target)
     except (CannotOpen, Unavailable) as problem:
         # Whoever starts the relay is told which database it is; publishers, later, are not.
         raise type(problem)(f"{target.shown}: {problem}") from problem

@@ -348,6 +348,11 @@ def is_collision(error: BaseException) -> bool:
     return isinstance(error, Unavailable) and state_of(error.__cause__) in ("40001", "40P01")
 
 
+def is_locked(error: BaseException) -> bool:
+    """Somebody else held a lock for longer than `lock_timeout`."""
+    return isinstance(error, Unavailable) and state_of(error.__cause__) == "55P03"
+
+
 def lacks_rights(problem: BaseException) -> bool:
     """Whether the server refused a statement for who asked."""
     return state_of(problem.__cause__) == "42501"

@@ -1,7 +1,8 @@
 """A lane: operations of one kind that wait are taken together, and become one transaction.
 
 There is no linger: under load the transaction before is the gathering, and a lone operation is a group of one. A
-lane has a connection (or a few) of its own, so that the road of a message never queues behind anything else.
+lane of the road has a connection (or a few) of its own, so that the road of a message never queues behind anything
+else; any other borrows one for each group.
 
 Killed before a group's commit, the server undoes it and nobody had been told it happened; killed after, all of it
 is there, told or not.
@@ -10,11 +11,12 @@ is there, told or not.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from relay.domain.errors import Unavailable
 from storage.postgres import driver
-from storage.postgres.connections import Server
+from storage.postgres.connections import Pool, Server
 from storage.postgres.driver import Connection, Session
 
 P = TypeVar("P")
@@ -53,7 +55,7 @@ class _Operation(Generic[P, R]):
 class Lane(Generic[P, R]):
     """Takes operations in order and resolves each with its result, or with what went wrong with it alone.
 
-    `orphaned` hears of every result whose caller had gone by then.
+    With a `pool` the connections are the pool's. `orphaned` hears of every result whose caller had gone by then.
     """
 
     def __init__(
@@ -63,11 +65,13 @@ class Lane(Generic[P, R]):
         work: Work[P, R],
         *,
         width: int = 1,
+        pool: Pool | None = None,
         orphaned: Callable[[R], None] | None = None,
     ) -> None:
         self._server = server
         self._session = session
         self._work = work
+        self._pool = pool
         self._orphaned = orphaned
         self._waiting: deque[_Operation[P, R]] = deque()
         self._operations = 0
@@ -113,9 +117,12 @@ class Lane(Generic[P, R]):
                     continue
                 group = self._take()
                 try:
-                    if connection is None or not connection.usable:
-                        connection = await self._server.connect(self._session)
-                    results = await self._results(connection, group)
+                    if self._pool is not None:
+                        results = await self._pool.use(partial(self._results, group=group))
+                    else:
+                        if connection is None or not connection.usable:
+                            connection = await self._server.connect(self._session)
+                        results = await self._results(connection, group)
                 except asyncio.CancelledError:
                     self._resolve(group, [Unavailable("the relay is stopping", retry_after_s=5)] * len(group))
                     raise

@@ -21,7 +21,7 @@ from relay.domain.tenant import Principal, Tenant, TenantLimits, Token
 from relay.domain.url_group import Endpoint, EndpointRef, UrlGroup
 from relay.ids import Ids, random_name
 from storage.codec import Row
-from storage.postgres import nodes, schema, takeovers, work
+from storage.postgres import firings, ledger, nodes, schema, takeovers, work
 from storage.postgres.connections import Pool, Server, run, transaction
 from storage.postgres.driver import Connection, Session, Target
 from storage.postgres.horizon import Horizon
@@ -50,7 +50,7 @@ from storage.protocol import (
 from storage.sql import archive, cancel, catalog, gates, permits, schedules, transfer, url_groups
 from storage.sql.gates import LONGEST_LEASE_MS
 from storage.sql.road import Acceptance, cost_of_messages, cost_of_settlements
-from storage.sql.script import Query, Script, slices
+from storage.sql.script import Script, slices
 
 T = TypeVar("T")
 
@@ -65,9 +65,9 @@ _OPENING = Session(longest_s=600.0)
 #: A machine whose clock is further off is not ready: what we cannot correct (certificates, other programs) errs.
 _SKEW_MS = 30_000
 
-#: Lines of the ledger beyond which they are folded into one, and how many at once.
-_FOLD_ROWS = 1_000
-_FOLD_AT_ONCE = 20_000
+#: How often whoever waits for its turn in a single file asks again.
+_TURN_S = 0.02
+_NO_TURN = "another process has what is wanted in hand, and for too long"
 
 #: New gates get numbers after those that were carried here.
 _NUMBER_ON = "SELECT setval(pg_get_serial_sequence('gates', 'id'), max(id)) FROM gates"
@@ -195,7 +195,16 @@ class PostgresStorage:
         #: One walk through history at a time, so that other searches need not wait.
         self._walks = Pool(server, _SEARCH, 1)
         self._changes = Pool(server, _CHANGE, 2)
+        #: What all processes do one after the other, those of this one do before they ask.
+        self._turns = {what: asyncio.Lock() for what in schema.IN_TURN}
+        self._firings: Lane[firings.Call, bool] = Lane(
+            server, _CHANGE, Work(self._fire, self._fire_alone), pool=self._changes
+        )
         self._transfers = Pool(server, _TRANSFER, 1)
+        self._adding = asyncio.Lock()
+        #: The page of the ledger up to which this process has folded it.
+        self._folded = 0
+        self._shorten_at = 0.0
         self._watch = Watch(server, node, clock, takeovers, woken=self._woken)
 
     @property
@@ -315,12 +324,10 @@ class PostgresStorage:
     # Schedules
 
     async def put_schedule(self, schedule: Schedule, *, limit: int) -> Schedule | None:
-        async def put(tx: Tx) -> Schedule | None:
-            # Two that are new must not both be the last one within the limit.
-            await self._lock(tx, schema.SCHEDULES)
-            return await tx.run(schedules.put_schedule(schedule, limit=limit))
-
-        return await self._change(put)
+        # Two that are new must not both be the last one within the limit.
+        return await self._in_turn(
+            schema.SCHEDULES, lambda tx: tx.run(schedules.put_schedule(schedule, limit=limit))
+        )
 
     async def schedule(self, tenant: TenantId, schedule_id: str) -> ScheduleView | None:
         return await self._lookups.read(lambda: schedules.schedule(tenant, schedule_id))
@@ -329,12 +336,10 @@ class PostgresStorage:
         return await self._searches.read(lambda: schedules.schedules(tenant))
 
     async def delete_schedule(self, tenant: TenantId, schedule_id: str) -> bool:
-        async def delete(tx: Tx) -> bool:
-            # Whoever puts it makes its row anew, which nobody sees who had to wait for the old one.
-            await self._lock(tx, schema.SCHEDULES)
-            return await tx.run(schedules.delete_schedule(tenant, schedule_id))
-
-        return await self._change(delete)
+        # Whoever puts it makes its row anew, which nobody sees who had to wait for the old one.
+        return await self._in_turn(
+            schema.SCHEDULES, lambda tx: tx.run(schedules.delete_schedule(tenant, schedule_id))
+        )
 
     async def pause_schedule(
         self, tenant: TenantId, schedule_id: str, *, paused: bool, next_at: int | None
@@ -347,14 +352,8 @@ class PostgresStorage:
         return await self._lookups.read(lambda: schedules.due_schedules(now=now, limit=limit))
 
     async def fire(self, firing: Firing, *, now: int) -> bool:
-        async def fire(tx: Tx) -> bool:
-            # Killed before the commit, the tick is still to come; after it, its messages are there: never both.
-            if not await tx.run(schedules.advance(firing)):
-                return False
-            await work.accept(tx, [Acceptance(firing.messages, now, None)])
-            return True
-
-        return await self._change(fire)
+        self._watch.check()
+        return await self._firings.submit(firings.Call(firing, now), cost_of_messages(firing.messages))
 
     async def runs(self, tenant: TenantId, schedule_id: str, *, limit: int) -> Sequence[Run]:
         return await self._lookups.read(lambda: schedules.runs(tenant, schedule_id, limit=limit))
@@ -371,25 +370,23 @@ class PostgresStorage:
         max_endpoints: int,
         now: int,
     ) -> bool:
-        async def put(tx: Tx) -> bool:
-            # What is put is put to what is there, and two that are new must not both be the last one.
-            await self._lock(tx, schema.URL_GROUPS)
-            return await tx.run(
+        # What is put is put to what is there, and two that are new must not both be the last one.
+        return await self._in_turn(
+            schema.URL_GROUPS,
+            lambda tx: tx.run(
                 url_groups.put_endpoints(
                     tenant, name, endpoints, max_groups=max_groups, max_endpoints=max_endpoints, now=now
                 )
-            )
-
-        return await self._change(put)
+            ),
+        )
 
     async def remove_endpoints(
         self, tenant: TenantId, name: str, removed: Sequence[EndpointRef], *, now: int
     ) -> bool:
-        async def remove(tx: Tx) -> bool:
-            await self._lock(tx, schema.URL_GROUPS)
-            return await tx.run(url_groups.remove_endpoints(tenant, name, removed, now=now))
-
-        return await self._change(remove)
+        return await self._in_turn(
+            schema.URL_GROUPS,
+            lambda tx: tx.run(url_groups.remove_endpoints(tenant, name, removed, now=now)),
+        )
 
     async def put_group_headers(self, tenant: TenantId, name: str, headers: Headers, *, now: int) -> bool:
         return await self._write(lambda: url_groups.put_group_headers(tenant, name, headers, now=now))
@@ -419,16 +416,16 @@ class PostgresStorage:
         now: int,
     ) -> bool:
         async def write(tx: Tx) -> bool:
-            if limit is not None:
-                # Two that are new must not both be the last one within the limit.
-                await self._lock(tx, schema.QUEUES)
             done, opens_at = await tx.run(
                 gates.change(tenant, kind, name, change, create=create, limit=limit, now=now)
             )
             tx.opens(opens_at, now)
             return done
 
-        return await self._change(write)
+        if limit is None:
+            return await self._change(write)
+        # Two that are new must not both be the last one within the limit.
+        return await self._in_turn(schema.QUEUES, write)
 
     async def delete_queue(self, tenant: TenantId, name: str, *, now: int) -> bool:
         gate = await self._write(lambda: gates.retire(tenant, name, now))
@@ -500,14 +497,13 @@ class PostgresStorage:
     # Accounts
 
     async def add_tenant(self, user_id: str, *, current_key: str, next_key: str, now: int) -> Tenant | None:
-        async def add(tx: Tx) -> Tenant | None:
-            # Two of one name must not both find that there is none.
-            await self._lock(tx, schema.ACCOUNTS)
-            return await tx.run(
+        # Two of one name must not both find that there is none.
+        return await self._in_turn(
+            schema.ACCOUNTS,
+            lambda tx: tx.run(
                 catalog.add_tenant(user_id, current_key=current_key, next_key=next_key, now=now)
-            )
-
-        return await self._change(add)
+            ),
+        )
 
     async def put_limits(self, tenant: TenantId, limits: TenantLimits, *, now: int) -> bool:
         return await self._write(lambda: catalog.put_limits(tenant, limits, now=now))
@@ -557,20 +553,18 @@ class PostgresStorage:
         self, tenant: TenantId, ids: Sequence[DeadLetterId]
     ) -> Sequence[DeadLetterId]:
         async def delete(tx: Tx) -> Sequence[DeadLetterId]:
-            await self._lock(tx, schema.FORGETTING)
             deleted = await tx.run(archive.delete_dead_letters(tenant, ids))
             tx.dead_letters -= len(deleted)
             await tx.run(archive.forget(deleted.values()))
             return list(deleted)
 
-        return await self._change(delete)
+        return await self._in_turn(schema.FORGETTING, delete)
 
     async def redrive(
         self, tenant: TenantId, pairs: Sequence[tuple[DeadLetterId, Message]], *, now: int
     ) -> Sequence[MessageId]:
         async def redrive(tx: Tx) -> Sequence[MessageId]:
             # Killed before the commit, the dead letters are still there; after it, their messages are alive.
-            await self._lock(tx, schema.FORGETTING)
             fresh = dict(reversed(pairs))
             deleted = await tx.run(archive.delete_dead_letters(tenant, list(fresh)))
             tx.dead_letters -= len(deleted)
@@ -579,16 +573,15 @@ class PostgresStorage:
             await tx.run(archive.forget(deleted.values()))
             return [receipt.message_id for receipt in published[0].receipts]
 
-        return await self._change(redrive)
+        return await self._in_turn(schema.FORGETTING, redrive)
 
     async def prune(self, retention: Retention, *, now: int, limit: int) -> int:
         async def prune(tx: Tx) -> int:
-            await self._lock(tx, schema.FORGETTING)
             removed = await tx.run(archive.prune(retention, now=now, limit=limit))
             tx.dead_letters -= removed.dead_letters
             return removed.rows
 
-        removed = await self._change(prune)
+        removed = await self._in_turn(schema.FORGETTING, prune)
         await self._recount(now)
         left = await self._lookups.read(gates.retired)
         if left is None:
@@ -606,11 +599,44 @@ class PostgresStorage:
             await self._write(partial(permits.recount, tenant, now))
         self._recounted_at = now
 
+    async def fold(self) -> bool:
+        lock = schema.try_advisory_lock(self._server.target.schema, schema.LEDGER)
+
+        async def fold(tx: Tx) -> tuple[int, int]:
+            # Killed before the commit, the lines are as they were. Another that folds does it for all.
+            return await tx.run(ledger.fold(self._folded)) if (await tx.rows(lock))[0][0] else (0, 0)
+
+        self._folded, pages = await self._change(fold)
+        now = asyncio.get_running_loop().time()
+        if not self._folded and pages > ledger.LONG and now >= self._shorten_at:
+            self._shorten_at = now + ledger.SHORTEN_S
+            await self._searches.use(
+                lambda connection: connection.run(ledger.shorten(self._server.target.schema))
+            )
+        return self._folded > 0
+
     async def stats(self) -> Stats:
-        live, dead_letters, rows, oldest_due_at = await self._lookups.read(_depths)
-        if rows > _FOLD_ROWS:
-            await self._write(_fold)
+        oldest_due_at = await self._lookups.read(ledger.oldest_due)
+        live, dead_letters = await self._depths() or (None, None)
         return Stats(live=live, dead_letters=dead_letters, oldest_due_at=oldest_due_at)
+
+    async def _depths(self) -> tuple[int, int] | None:
+        """The sum of the ledger; None when it is so long that adding it up takes too long.
+
+        However many ask, one connection is busy with it.
+        """
+        try:
+            async with asyncio.timeout(ledger.LONGEST_S):
+                await self._adding.acquire()
+        except TimeoutError:
+            return None
+        try:
+            return await self._lookups.transaction(lambda connection: run(connection, ledger.depths()))
+        except Unavailable as problem:
+            _log.warning("the depths cannot be told: %s", problem)
+            return None
+        finally:
+            self._adding.release()
 
     # Transfer
 
@@ -675,7 +701,12 @@ class PostgresStorage:
         if self._closed:
             return
         self._closed = True
-        await asyncio.gather(self._publishes.close(), self._gated_publishes.close(), self._claims.close())
+        await asyncio.gather(
+            self._publishes.close(),
+            self._gated_publishes.close(),
+            self._claims.close(),
+            self._firings.close(),
+        )
         await asyncio.gather(self._settlements.close(), self._gated_settlements.close())
         await self._watch.close()
         try:
@@ -701,8 +732,41 @@ class PostgresStorage:
         """Run a script in a transaction; it is made anew each time the transaction has to be repeated."""
         return await self._change(lambda tx: tx.run(script()))
 
-    async def _lock(self, tx: Tx, what: int) -> None:
-        await tx.rows(schema.advisory_lock(self._server.target.schema, what))
+    async def _fire(self, connection: Connection, calls: Sequence[firings.Call]) -> Sequence[bool]:
+        return await self._transactions.run(connection, lambda tx: firings.fire(tx, calls))
+
+    async def _fire_alone(self, connection: Connection, call: firings.Call) -> bool:
+        return (await self._fire(connection, [call]))[0]
+
+    async def _in_turn(self, what: int, work: Callable[[Tx], Awaitable[T]]) -> T:
+        """Like `_change`, for what all processes do one after the other.
+
+        Whoever waits for its turn holds no connection meanwhile, and of one process one at a time asks for it: what
+        fires, pauses, permits and answers for readiness needs those connections, and must not queue behind a
+        process that was frozen in its turn.
+        """
+        lock = schema.try_advisory_lock(self._server.target.schema, what)
+
+        async def attempt(tx: Tx) -> tuple[T] | None:
+            if not (await tx.rows(lock))[0][0]:
+                return None
+            return (await work(tx),)
+
+        until = asyncio.get_running_loop().time() + _CHANGE.longest_s
+        turn = self._turns[what]
+        try:
+            async with asyncio.timeout_at(until):
+                await turn.acquire()
+        except TimeoutError:
+            raise Unavailable(_NO_TURN, retry_after_s=2) from None
+        try:
+            while (done := await self._change(attempt)) is None:
+                if asyncio.get_running_loop().time() >= until:
+                    raise Unavailable(_NO_TURN, retry_after_s=2)
+                await asyncio.sleep(_TURN_S)
+            return done[0]
+        finally:
+            turn.release()
 
     def _due(self, due_at: int, soon: bool) -> None:
         """A commit of this process made something due that nobody holds."""
@@ -747,34 +811,6 @@ def _passes_gates(settlement: Settlement) -> bool:
 def _report(future: "asyncio.Future[Any]") -> None:
     if not future.cancelled() and future.exception() is not None:
         _log.warning(_NOT_HANDED_BACK, future.exception())
-
-
-def _depths() -> Script[tuple[int, int, int, int | None]]:
-    """Living, dead, lines of the ledger, and the due time of the oldest that nobody holds."""
-    rows = yield Query(
-        "SELECT coalesce(sum(live), 0)::bigint, coalesce(sum(dead_letters), 0)::bigint, count(*) FROM depths"
-    )
-    # At most the deliveries in flight are passed over before the first that waits.
-    oldest = yield Query(
-        "SELECT due_at FROM deliveries WHERE due_at IS NOT NULL AND state <> 2 ORDER BY due_at LIMIT 1"
-    )
-    live, dead_letters, count = rows[0]
-    return live, dead_letters, count, oldest[0][0] if oldest else None
-
-
-def _fold() -> Script[None]:
-    """Many lines of the ledger become one. Two that fold at once fold different lines."""
-    yield Query(
-        f"""
-        WITH gone AS (
-            DELETE FROM depths WHERE ctid = ANY (
-                ARRAY(SELECT ctid FROM depths LIMIT {_FOLD_AT_ONCE} FOR UPDATE SKIP LOCKED)
-            ) RETURNING live, dead_letters
-        )
-        INSERT INTO depths (live, dead_letters)
-        SELECT sum(live), sum(dead_letters) FROM gone HAVING count(*) > 0
-        """
-    )
 
 
 async def _greatest(connection: Connection, table: str, key: str) -> int:

@@ -67,7 +67,7 @@ async def silence(connection: Connection, target: Target, node: Node) -> int:
     nobody can tell.
     """
     if not await connection.rows(_POOLED, node.owner) and not target.pooled:
-        free = await connection.rows(schema.free(target.schema, schema.ALIVE))
-        if free[0][0]:
+        alone = await connection.rows(schema.try_advisory_lock(target.schema, schema.ALIVE))
+        if alone[0][0]:
             return 0
     return max(0, int((await connection.rows(_SILENCE, node.owner))[0][0]))

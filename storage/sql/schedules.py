@@ -155,8 +155,13 @@ def advance(firing: Firing) -> Script[bool]:
     )
     if not rows:
         return False
-    yield from write(_INSERT_RUNS, [run_row(schedule, run) for run in firing.runs])
+    yield from record([firing])
     return True
+
+
+def record(firings: Sequence[Firing]) -> Script[None]:
+    """What became of their ticks."""
+    yield from write(_INSERT_RUNS, [run_row(one.schedule, run) for one in firings for run in one.runs])
 
 
 def runs(tenant: TenantId, schedule_id: str, *, limit: int) -> Script[Sequence[Run]]:

@@ -60,6 +60,8 @@ async def alive(database: Path) -> int:
     """How many messages the database holds that are not finished."""
     storage = await open_sqlite(f"sqlite:///{database}")
     try:
-        return (await storage.stats()).live
+        live = (await storage.stats()).live
+        assert live is not None
+        return live
     finally:
         await storage.close()

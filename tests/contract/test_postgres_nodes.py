@@ -8,15 +8,19 @@ from typing import Any
 import asyncpg
 import pytest
 
+from relay.clock import SharedClock
 from relay.domain.delivery import State, released
 from relay.domain.errors import Unavailable
-from relay.domain.message import MessageId
+from relay.domain.gates import Configure, GateKind
+from relay.domain.message import MessageId, SignedBy
+from relay.domain.tenant import TenantLimits, Token
+from relay.domain.url_group import Endpoint
 from relay.ids import Ids
-from storage.postgres import open_postgres
+from storage.postgres import open_postgres, open_postgres_accounts, schema
 from storage.postgres.driver import target_of
 from storage.postgres.nodes import SILENCE_S
 from storage.postgres.storage import PostgresStorage
-from storage.protocol import CannotOpen, ClaimTerms, Retention, Storage
+from storage.protocol import CannotOpen, ClaimTerms, Rejected, Retention, Storage
 from tests import postgres_server
 from tests.builders import NOW, TENANT, a_message
 from tests.contract.steps import (
@@ -24,6 +28,7 @@ from tests.contract.steps import (
     LATER,
     LEASE_MS,
     accept,
+    ask_permits,
     bury,
     deliver,
     fail,
@@ -162,6 +167,44 @@ async def test_one_tick_is_fired_by_one_of_all_nodes(join: Open) -> None:
     assert [claim.message for claim in await take(nodes[1])] == [messages[won.index(True)]]
 
 
+async def test_of_many_ticks_that_all_nodes_fire_together_each_is_fired_by_one(join: Open) -> None:
+    nodes = await three(join)
+    stored = [await put(nodes[0], a_schedule(f"scd_{n}")) for n in range(60)]
+    calls = []
+    for n, node in enumerate(nodes):
+        # No two in the same order.
+        order = random.Random(n).sample(stored, len(stored))
+        calls += [(one, node.fire(a_firing(one, a_message(schedule_id=one.id)), now=NOW)) for one in order]
+    won = await asyncio.gather(*(call for _, call in calls))
+    winners = [one.id for (one, _), first in zip(calls, won, strict=True) if first]
+    assert sorted(winners) == sorted(one.id for one in stored)
+    claimed = await take(nodes[1])
+    assert sorted(claim.message.origin.schedule_id or "" for claim in claimed) == sorted(winners)
+    assert (await nodes[2].stats()).live == 60
+    for one in stored:
+        (run,) = await nodes[0].runs(TENANT, one.id, limit=9)
+        assert len(run.message_ids) == 1
+
+
+async def test_a_tick_that_cannot_be_written_holds_up_none_that_is_fired_with_it(join: Open) -> None:
+    node = await join()
+    stored = [await put(node, a_schedule(f"scd_{n}")) for n in range(9)]
+    spoiling = a_message()
+    await accept(node, spoiling)
+    fired = await asyncio.gather(
+        *(
+            node.fire(a_firing(one, spoiling if n == 4 else a_message()), now=NOW)
+            for n, one in enumerate(stored)
+        ),
+        return_exceptions=True,
+    )
+    assert isinstance(fired.pop(4), Rejected)
+    assert fired == [True] * 8
+    left, _ = await node.due_schedules(now=NOW, limit=99)
+    assert [one.schedule.id for one in left] == ["scd_4"]
+    assert (await node.stats()).live == 9
+
+
 async def test_schedules_put_on_several_nodes_at_once_stay_within_the_limit(join: Open) -> None:
     nodes = await three(join)
     schedules = [a_schedule(f"scd_{n}") for n in range(12)]
@@ -193,6 +236,41 @@ async def test_what_one_node_forgets_while_another_buries_the_rest_leaves_no_mes
         pass
     assert await database.fetchval("SELECT count(*) FROM messages") == 0
     assert await database.fetchval("SELECT count(*) FROM events") == 0
+
+
+@pytest.mark.parametrize("what", schema.IN_TURN)
+async def test_who_waits_for_a_turn_holds_up_nothing_but_what_has_to_wait_for_the_same(
+    what: int, url: str, join: Open, database: Any
+) -> None:
+    node = await join()
+    schedule = await put(node, a_schedule())
+    letters = [await bury(node, a_message(max_retries=0)) for _ in range(4)]
+    message = a_message()
+    await accept(node, message)
+    change = Configure(paused=True)
+    turns: dict[int, Callable[[int], Awaitable[object]]] = {
+        schema.FORGETTING: lambda n: node.delete_dead_letters(TENANT, [letters[n].id]),
+        schema.SCHEDULES: lambda n: put(node, a_schedule(f"new_{n}")),
+        schema.URL_GROUPS: lambda n: node.put_endpoints(
+            TENANT, f"g{n}", [Endpoint(url="http://a.test")], max_groups=9, max_endpoints=9, now=NOW
+        ),
+        schema.QUEUES: lambda n: node.change_gate(
+            TENANT, GateKind.QUEUE, f"q{n}", change, create=True, limit=9, now=NOW
+        ),
+        schema.ACCOUNTS: lambda n: node.add_tenant(f"t{n}", current_key="1", next_key="2", now=NOW),
+    }
+    async with database.transaction():
+        await database.execute(schema.advisory_lock(target_of(url).schema, what))
+        waiting = [asyncio.ensure_future(turns[what](n)) for n in range(4)]
+        async with asyncio.timeout(10):
+            await node.ping()
+            assert await node.fire(a_firing(schedule), now=NOW)
+            await node.change_gate(TENANT, GateKind.FLOW, "key", change, create=True, now=NOW)
+            assert await node.cancel(TENANT, EVERYTHING, limit=None, now=NOW) == [message.id]
+            await ask_permits(node, [])
+        assert not any(one.done() for one in waiting)
+    async with asyncio.timeout(10):
+        assert all(await asyncio.gather(*waiting))
 
 
 async def test_every_node_has_a_number_of_its_own(join: Open) -> None:
@@ -253,6 +331,35 @@ async def test_with_every_number_taken_no_further_process_can_start(join: Open, 
     assert node.node != 200
 
 
+async def test_accounts_are_managed_without_a_number(url: str, join: Open, database: Any) -> None:
+    node = await join()
+    await database.execute(
+        "INSERT INTO nodes SELECT n, 'somebody', clock_timestamp() FROM generate_series(0, 255) n"
+        " ON CONFLICT DO NOTHING"
+    )
+    held = await database.fetch("SELECT * FROM nodes WHERE owner = 'somebody'")
+    accounts = await open_postgres_accounts(url, clock=SharedClock())
+    try:
+        tenant = await accounts.add_tenant("acme", current_key="sig_1", next_key="sig_2", now=NOW)
+        assert tenant is not None
+        assert await accounts.add_tenant("acme", current_key="sig_3", next_key="sig_4", now=NOW) is None
+        limits = TenantLimits(max_parallelism=2)
+        token = Token(tenant=tenant.id, hash=b"h" * 32, read_only=False, created_at=NOW)
+        assert await accounts.put_limits(tenant.id, limits, now=NOW)
+        assert await accounts.put_signed_by(tenant.id, SignedBy.BOTH)
+        assert await accounts.put_disabled(tenant.id, at=NOW)
+        await accounts.issue_token(token)
+        assert await accounts.tokens(tenant.id) == await node.tokens(tenant.id) == [token]
+        assert await accounts.delete_token(token.hash)
+        assert await accounts.setting("no such setting") is None
+        assert await accounts.tenants() == await node.tenants()
+    finally:
+        await accounts.close()
+    (stored,) = (one for one in await node.tenants() if one.id == tenant.id)
+    assert (stored.limits, stored.signed_by, stored.disabled_at) == (limits, SignedBy.BOTH, NOW)
+    assert await database.fetch("SELECT * FROM nodes WHERE owner = 'somebody'") == held
+
+
 async def test_a_process_whose_number_went_to_another_makes_no_more_ids(join: Open, database: Any) -> None:
     node = await join()
     await accept(node, a_message())
@@ -301,17 +408,6 @@ async def test_what_another_node_writes_into_the_past_is_found_all_the_same(join
     message = a_message(not_before=NOW)
     await accept(writing, message)
     assert [claim.message for claim in await take(claiming, now=NOW + 70_000)] == [message]
-
-
-async def test_all_nodes_count_alike_however_long_the_ledger(join: Open, database: Any) -> None:
-    nodes = await three(join)
-    await database.execute("INSERT INTO depths SELECT 1, 2 FROM generate_series(1, 1500)")
-    await asyncio.gather(*(accept(nodes[n % 3], a_message()) for n in range(12)))
-    expected = (1512, 3000)
-    for _ in range(2):
-        counts = await asyncio.gather(*(node.stats() for node in nodes))
-        assert {(stats.live, stats.dead_letters) for stats in counts} == {expected}
-    assert await database.fetchval("SELECT count(*) FROM depths") < 100
 
 
 async def test_history_keeps_the_order_in_which_nodes_took_turns(join: Open) -> None:

@@ -63,7 +63,7 @@ async def _examine(storage: Storage) -> Aftermath:
     )
     dead = {text_of_id(letter.message.id): letter for letter in letters}
     stats = await storage.stats()
-    claimed = await storage.claim(ClaimTerms(limit=stats.live + _MORE, lease_ms=1), now=_END_OF_TIME)
+    claimed = await storage.claim(ClaimTerms(limit=(stats.live or 0) + _MORE, lease_ms=1), now=_END_OF_TIME)
     alive = {text_of_id(claim.message.id): claim for claim in claimed.claims}
     runs = {
         view.schedule.id: await storage.runs(tenant, view.schedule.id, limit=_ALL)

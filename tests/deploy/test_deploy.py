@@ -13,7 +13,7 @@ import yaml
 from relay.config import Config, ConfigError, load
 from relay.domain.duration import parse_duration
 from relay.lead import CLOSING_MS, LONGEST_SILENCE_MS
-from relay.metrics import Metrics
+from relay.metrics import Metrics, depths
 from relay.peers import LONGEST_PROBE_S
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def template(name: str) -> str:
 
 
 def known_metrics() -> set[str]:
-    names = set()
+    names = metrics_in(depths(live=0, dead_letters=0, oldest_due_seconds=0).decode())
     for family in Metrics().registry.collect():
         names |= {
             "counter": {f"{family.name}_total"},

@@ -228,7 +228,7 @@ async def test_a_rate_holds_under_failures_pauses_changing_limits_and_a_worker_t
     second = an_engine(storage, destination, clock, lease_ms=5_000)
     async with running(second):
         await second.publish(rated(1, 4))
-        live = -1
+        live: int | None = -1
         while live != 0:
             await until(clock, 10, lambda: second.in_flight == 0)
             live = (await storage.stats()).live
@@ -269,7 +269,7 @@ async def test_parallelism_is_never_exceeded_under_failures_pauses_and_changing_
             assert key is not None
             held = key.gate.held
         destination.most = 0
-        live = -1
+        live: int | None = -1
         while live != 0:
             await until(clock, 50, lambda: engine.in_flight == 0)
             live = (await storage.stats()).live
@@ -330,7 +330,7 @@ def of_every_kind(count: int) -> list[Message]:
 
 
 async def all_is_over(storage: Storage, clock: FakeClock, engine: Engine) -> None:
-    live = -1
+    live: int | None = -1
     while live != 0:
         await until(clock, 50, lambda: engine.in_flight == 0)
         live = (await storage.stats()).live

@@ -90,7 +90,7 @@ async def fired(storage: Storage, id: str = "scd_1") -> list[int]:
     return [run.tick_at for run in await runs(storage, id) if run.outcome is RunOutcome.FIRED]
 
 
-async def live(storage: Storage) -> int:
+async def live(storage: Storage) -> int | None:
     return (await storage.stats()).live
 
 

@@ -1,11 +1,11 @@
 """Several Prometheus texts become one: what grows is added, shares are added, what is common is said once."""
 
 from relay.merge import growing, merged
-from relay.metrics import SHARES, Metrics
+from relay.metrics import SHARES, Metrics, depths
 
 
 def a_text(
-    *, published: int, delivered: int = 0, live: int = 0, in_flight: int = 0, lag: float = 0.2
+    *, published: int, delivered: int = 0, live: int | None = None, in_flight: int = 0, lag: float = 0.2
 ) -> bytes:
     metrics = Metrics()
     metrics.published.inc(published)
@@ -13,8 +13,7 @@ def a_text(
         metrics.attempts.labels("delivered").inc(delivered)
     metrics.lag_seconds.observe(lag)
     metrics.in_flight.set(in_flight)
-    metrics.live.set(live)
-    return metrics.render()
+    return metrics.render() + depths(live=live, dead_letters=None, oldest_due_seconds=0)
 
 
 def values(text: bytes) -> dict[str, float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.metrics import SHARES, Metrics
+from relay.metrics import SHARES, Metrics, depths
 from relay.peers import Peers, Standing, tell_of_parent
 from tests.many.test_merge import values
 
@@ -19,6 +19,7 @@ class Process:
     def __init__(self, directory: Path, number: int, count: int) -> None:
         self.metrics = Metrics()
         self.ailments: list[str] = []
+        self.depth: int | None = None
         self.joined = True
         self.peers = Peers(directory, number=number, count=count, summed=SHARES)
 
@@ -36,7 +37,10 @@ class Process:
         return await self.peers.problems(self.standing())
 
     async def all_numbers(self) -> dict[str, float]:
-        return values(await self.peers.metrics(self.metrics.render()))
+        return values(await self.peers.metrics(await self.numbers() + self.depths()))
+
+    def depths(self) -> bytes:
+        return depths(live=self.depth, dead_letters=None, oldest_due_seconds=0)
 
 
 @pytest.fixture
@@ -62,8 +66,12 @@ async def test_it_does_not_matter_which_process_is_asked_for_numbers(processes: 
 
 async def test_a_depth_is_told_by_the_process_that_was_asked(processes: list[Process]) -> None:
     for depth, process in enumerate(processes):
-        process.metrics.live.set(depth)
+        process.depth = depth
     assert [(await process.all_numbers())["relay_messages_live"] for process in processes] == [0, 1, 2]
+
+
+async def test_a_depth_that_nobody_knows_is_absent(processes: list[Process]) -> None:
+    assert "relay_messages_live" not in await processes[0].all_numbers()
 
 
 async def test_nobody_is_ready_while_one_is_not_and_it_is_named(processes: list[Process]) -> None:
