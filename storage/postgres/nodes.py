@@ -28,7 +28,8 @@ _FREE = f"""
 """
 #: After a failover the row may be missing, or be an older one: what nobody else holds is still ours.
 _KEEP = f"""
-    INSERT INTO nodes (number, owner, seen_at) VALUES ($1, $2, clock_timestamp())
+    INSERT INTO nodes (number, owner, seen_at)
+    VALUES ($1, $2, least(clock_timestamp(), to_timestamp($3::double precision / 1000)))
     ON CONFLICT (number) DO UPDATE SET owner = excluded.owner, seen_at = excluded.seen_at
     WHERE nodes.owner = excluded.owner OR nodes.owner IS NULL
         OR nodes.seen_at < clock_timestamp() - interval '{SILENCE_S} seconds'
@@ -61,9 +62,13 @@ async def take(connection: Connection, owner: str) -> Node:
     return node
 
 
-async def keep(connection: Connection, node: Node) -> bool:
-    """Show a sign of life; False when the number belongs to another by now."""
-    return bool(await connection.rows(_KEEP, node.number, node.owner))
+async def keep(connection: Connection, node: Node, *, at: int | None = None) -> bool:
+    """Show a sign of life; False when the number belongs to another by now.
+
+    `at` is how late it is to this process: when the database's clock was set forward and it has not noticed, others
+    see by its sign of life that it was given before. None: it has no clock yet that agrees with the database's.
+    """
+    return bool(await connection.rows(_KEEP, node.number, node.owner, at))
 
 
 async def others(connection: Connection, node: Node) -> int:

@@ -73,7 +73,7 @@ class Watch:
     async def beat(self, connection: Connection) -> None:
         """Give a sign of life."""
         began_at = self._loop.time()
-        if await nodes.keep(connection, self._node):
+        if await nodes.keep(connection, self._node, at=self._clock.now()):
             self._seen_at = began_at
             self._lost = False
         elif not self._lost:
@@ -131,7 +131,6 @@ class Watch:
         """Beat and tell until the connection breaks."""
         beat_at = measure_at = 0.0
         while connection.usable:
-            # A sign of life says as well that this process knows how late it is.
             if self._loop.time() >= measure_at:
                 measure_at = self._loop.time() + MEASURE_S
                 self._takeovers.corrected(await agree(connection, self._clock))

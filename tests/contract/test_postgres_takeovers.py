@@ -1,6 +1,7 @@
 """Leases that look lost to whoever knows first how late it is: they are left alone until everybody knows."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from relay.clock import SharedClock
 from relay.domain.delivery import Claim, Lease
+from relay.domain.errors import Unavailable
 from relay.domain.message import FlowControl, MessageId
 from storage.postgres import open_postgres, schema
 from storage.postgres.driver import target_of
@@ -131,6 +133,21 @@ async def test_a_node_that_comes_after_a_step_leaves_alone_what_others_hold_that
     await old.listening()
     held, due = await hold_and_wait(old)
     await forget_to_notice(database)
+    fresh = await join(SharedClock())
+    assert ids(await take(fresh, now=wall())) == [due]
+    assert ids(await take(old, now=wall())) == [held]
+
+
+async def test_a_sign_of_life_does_not_hide_that_a_step_was_not_noticed(join: Open) -> None:
+    clock = SharedClock()
+    old = await join(clock)
+    await old.listening()
+    await old.ping()
+    held, due = await hold_and_wait(old)
+    # To this node it is the database that goes ahead of it; it is asked before it has measured that.
+    clock.correct(-STEP_MS)
+    with contextlib.suppress(Unavailable):
+        await old.ping()
     fresh = await join(SharedClock())
     assert ids(await take(fresh, now=wall())) == [due]
     assert ids(await take(old, now=wall())) == [held]
