@@ -645,7 +645,8 @@ class PostgresStorage:
         return transfer.TABLES
 
     async def unknown_migrations(self) -> Sequence[int]:
-        return await self._transfers.use(
+        # Asked at every start, and not by copies only: with a connection that is needed anyway.
+        return await self._lookups.use(
             lambda connection: schema.unknown_migrations(connection, self._server.target)
         )
 

@@ -331,6 +331,18 @@ async def test_with_every_number_taken_no_further_process_can_start(join: Open, 
     assert node.node != 200
 
 
+async def test_what_every_start_asks_takes_no_connection_that_nothing_else_needs(
+    join: Open, database: Any
+) -> None:
+    node = await join()
+    await node.listening()
+    assert await node.setting("unfinished_copy") is None
+    sessions = "SELECT pid FROM pg_stat_activity WHERE application_name = 'relay'"
+    before = {row[0] for row in await database.fetch(sessions)}
+    assert await node.unknown_migrations() == []
+    assert {row[0] for row in await database.fetch(sessions)} <= before
+
+
 async def test_accounts_are_managed_without_a_number(url: str, join: Open, database: Any) -> None:
     node = await join()
     await database.execute(
