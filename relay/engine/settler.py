@@ -97,8 +97,8 @@ class Settler:
     async def _settle_one_by_one(
         self, batch: Sequence[Settlement], bug: Exception
     ) -> tuple[Sequence[Settlement], Sequence[MessageId]]:
-        """What could be written, and which of that storage refused. `bug` is what kept the batch from being
-        written; which message is to blame is said once."""
+        """What could be written, and which of that storage refused. `bug` kept the batch from being written: it is
+        told when none of the messages is to blame, since those tell for themselves."""
         written: list[Settlement] = []
         refused: list[MessageId] = []
         for settlement in batch:
@@ -112,7 +112,6 @@ class Settler:
                 if less is not None:
                     written.append(less[0])
                     refused += less[1]
-                bug = problem
         if written == batch:
             self._log.error("settler.failed", exc=bug, settlements=len(batch))
         return written, refused
