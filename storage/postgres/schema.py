@@ -22,7 +22,7 @@ MIGRATIONS, NODES, FORGETTING, SCHEDULES, URL_GROUPS, QUEUES, ACCOUNTS, LEDGER =
 #: This one is held, shared, by a session of each process for as long as it lives.
 ALIVE = 9
 
-#: Those that nobody may wait for with a connection in hand.
+#: Those that no relay waits for with a connection in hand.
 IN_TURN = (FORGETTING, SCHEDULES, URL_GROUPS, QUEUES, ACCOUNTS)
 
 _KNOWN = migrations_of("storage.postgres")
@@ -34,6 +34,20 @@ _PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
 #: How long somebody else may use a table (a backup, a report) before a start or `relay migrate` gives up.
 PATIENCE_S = 120.0
+
+_SERVER = """
+    SELECT current_setting('server_version_num')::integer, current_setting('server_encoding'), pg_is_in_recovery()
+"""
+#: Who else has a lock on one of the schema's tables, the oldest transaction first.
+_HOLDER = """
+    SELECT l.pid, coalesce(a.application_name, ''), extract(epoch FROM clock_timestamp() - a.xact_start)::bigint,
+        c.relname
+    FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.oid = c.relnamespace
+    LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+    WHERE n.nspname = $1 AND c.relkind IN ('r', 'p') AND l.granted AND l.pid <> pg_backend_pid()
+        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    ORDER BY a.xact_start NULLS LAST LIMIT 1
+"""
 
 _log = logging.getLogger("relay.storage")
 
@@ -79,23 +93,6 @@ async def prepare(
         raise CannotOpen(
             f"the schema {target.schema} of the database cannot be migrated: {refused.__cause__}"
         ) from refused
-
-
-_SERVER = """
-    SELECT current_setting('server_version_num')::integer, current_setting('server_encoding'), pg_is_in_recovery()
-"""
-
-
-#: Who else has a lock on one of the schema's tables, the oldest transaction first.
-_HOLDER = """
-    SELECT l.pid, coalesce(a.application_name, ''), extract(epoch FROM clock_timestamp() - a.xact_start)::bigint,
-        c.relname
-    FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.oid = c.relnamespace
-    LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-    WHERE n.nspname = $1 AND c.relkind IN ('r', 'p') AND l.granted AND l.pid <> pg_backend_pid()
-        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-    ORDER BY a.xact_start NULLS LAST LIMIT 1
-"""
 
 
 async def _migrate_in_turn(connection: Connection, target: Target, until: float) -> None:

@@ -145,11 +145,11 @@ _FREE_KEYS = f"""
     WHERE d.tenant = j.tenant AND d.key = j.key AND d.message_id = j.message_id
 """
 
-#: $1 now, $2 limit, $3 end of the lease, $4 positions, $5 bytes, $6 where to begin, $7 whether a lease that has run
-#: out is lost. One row too many is looked at:
-#: it tells when to come again. What is beyond the bytes is let go by the commit. Who was lost with the permit of a
-#: key needs another one: those are only named.
 _OPENING = "SELECT opens_at FROM gates WHERE opens_at IS NOT NULL ORDER BY opens_at LIMIT 1"
+
+#: $1 now, $2 limit, $3 end of the lease, $4 positions, $5 bytes, $6 where to begin, $7 whether a lease that has run
+#: out is lost. One row too many is looked at: it tells when to come again. What is beyond the bytes is let go by
+#: the commit. Who was lost with the permit of a key needs another one: those are only named.
 _CLAIM = f"""
     WITH due AS MATERIALIZED (
         SELECT tenant, id, state, due_at, cancel_requested FROM deliveries

@@ -14,7 +14,6 @@ PROBE, UNFINISHED = "ping", "unfinished_copy"
 #: A page ends with the row that reaches this.
 _PAGE_BYTES = 4 << 20
 
-
 _ALL = "TRUE"
 
 
