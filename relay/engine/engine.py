@@ -305,6 +305,11 @@ class Engine:
         return len(self._flights)
 
     @property
+    def is_full(self) -> bool:
+        """Whether nothing more could be attempted at the moment, so that storage is not asked for it either."""
+        return self._room.is_full
+
+    @property
     def is_behind(self) -> bool:
         """Whether something that is due may be waiting in storage."""
         return self._behind

@@ -32,6 +32,11 @@ class Room:
         return not self._taken and not self._reserved
 
     @property
+    def is_full(self) -> bool:
+        """Whether what is in flight takes up all there is; what is only reserved does not count."""
+        return self._taken >= self._slots or self.bytes_left <= 0
+
+    @property
     def free(self) -> int:
         """How many more deliveries may be taken."""
         return max(0, self._slots - self._taken - self._reserved) if self.bytes_left > 0 else 0

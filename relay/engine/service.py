@@ -66,7 +66,8 @@ class Service:
         if not self._engine.has_looked:
             because = "" if outage.reason is None else f": {outage.reason}"
             stuck.append(f"the engine has not seen yet what is due{because}")
-        elif outage.lasted_ms >= _REFUSED_MS:
+        elif outage.lasted_ms >= _REFUSED_MS and not self._engine.is_full:
+            # Who is full asks for nothing, and has not been told either that the outage is over.
             stuck.append(f"nothing is claimed: {outage.reason}")
         refused = self._engine.refused
         if refused is not None and now - refused[0] < _REFUSED_MS:

@@ -52,6 +52,21 @@ def test_what_ends_gives_back_all_it_took() -> None:
     assert room.shares().tenants == {}
 
 
+def test_what_is_reserved_makes_nothing_full_and_what_is_in_flight_does() -> None:
+    room = Room(slots=2, max_bytes=1_000)
+    room.reserve(2)
+    assert (room.free, room.is_full) == (0, False)
+    room.give_back(2)
+    room.enter(A, 1)
+    assert not room.is_full
+    room.enter(B, 1)
+    assert room.is_full
+    room.leave(B, 1)
+    assert not room.is_full
+    room.grow(A, 999)
+    assert room.is_full
+
+
 def test_what_is_reserved_is_not_free() -> None:
     room = Room(slots=10, max_bytes=1_000)
     room.reserve(4)

@@ -23,6 +23,7 @@ class Loops:
         self.calls: list[str] = []
         self.last_progress_at = NOW
         self.has_looked = True
+        self.is_full = False
         self.outage = Outage("engine", clock=FakeClock(NOW) if clock is None else clock, log=Lines())
         self.refused: tuple[int, str] | None = None
 
@@ -121,6 +122,18 @@ async def test_a_relay_that_cannot_claim_for_long_is_not_ready_and_says_why() ->
     assert running.problems() == ["nothing is claimed: the database accepts no more connections"]
     loops.outage.over()
     assert running.problems() == []
+
+
+async def test_a_relay_that_is_full_is_not_unready_for_what_it_does_not_ask_for() -> None:
+    clock = FakeClock(NOW)
+    loops = Loops(clock=clock)
+    running = service(loops, clock, Lines())
+    loops.outage.met(Unavailable("the database accepts no more connections"))
+    clock.advance(5_000)
+    loops.is_full = True
+    assert running.problems() == []
+    loops.is_full = False
+    assert running.problems() == ["nothing is claimed: the database accepts no more connections"]
 
 
 async def test_a_relay_that_refuses_publishes_is_not_ready_for_a_while() -> None:
