@@ -480,6 +480,7 @@ class Relay:
             limits=config.limits(),
             log=log,
             refusals=Refusals(log, clock),
+            alive=self.mute,
             ready=self.problems,
             metrics=self.render_metrics,
             generate_key=generate_key,
@@ -538,6 +539,10 @@ class Relay:
         await self._sender.close()
         if self._peers is not None:
             await self._peers.close()
+
+    async def mute(self) -> Sequence[str]:
+        """Which of the processes of this relay do not answer."""
+        return () if self._peers is None or self._stopping else await self._peers.mute()
 
     async def problems(self) -> Sequence[str]:
         """Why this relay cannot do its work now; empty when it can."""

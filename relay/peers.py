@@ -28,7 +28,7 @@ _LONGEST_S = LONGEST_ANSWER_MS / 1000 + 0.25
 LONGEST_PROBE_S = _PATIENCE_S + _LONGEST_S
 #: The pauses after which one that hung up is asked again: the kernel closes the sockets of the killed one by one.
 _DYING_S = (0.01, 0.05, 0.25)
-_PROBLEMS, _NUMBERS, _HERE = b"problems\n", b"numbers\n", b"here\n"
+_PROBLEMS, _NUMBERS, _LIFE, _HERE = b"problems\n", b"numbers\n", b"life\n", b"here\n"
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,7 +75,9 @@ class Peers:
                 async with asyncio.timeout(2 * (_PATIENCE_S + _LONGEST_S)):  # whoever asks gives up sooner
                     question = await reader.readline()
                     writer.write(_HERE)
-                    if question == _PROBLEMS:
+                    if question == _LIFE:
+                        text = b""
+                    elif question == _PROBLEMS:
                         text = msgspec.json.encode(await standing())
                     else:
                         text = await self._told(await numbers())
@@ -90,6 +92,15 @@ class Peers:
         if self._server is not None:
             self._server.close()
             await self._server.wait_closed()
+
+    async def mute(self) -> Sequence[str]:
+        """Which siblings take connections and do not answer. Neither theirs nor this one's storage is asked."""
+        answers = await asyncio.gather(*(self._ask(other, _LIFE) for other in self._others))
+        return [
+            f"worker {number} {answer.value}"
+            for number, answer in zip(self._others, answers, strict=True)
+            if answer is _Missing.MUTE or answer is _Missing.SLOW
+        ]
 
     async def problems(self, standing: Awaitable[Standing]) -> Sequence[str]:
         """What keeps this process, whose `standing` is given, and its siblings from working.

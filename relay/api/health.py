@@ -1,4 +1,4 @@
-"""Whether the process is up, whether it can work, and its numbers: for machines, without a token."""
+"""Whether the relay is up, whether it can work, and its numbers: for machines, without a token."""
 
 from aiohttp import web
 
@@ -7,7 +7,10 @@ from relay.api.services import Services
 
 
 async def healthz(services: Services, request: web.Request) -> Answer:
-    """Answers as long as the process does; storage is not asked."""
+    """Answers as long as the process does, for all of its siblings; storage is not asked."""
+    silent = await services.alive()
+    if silent:
+        return error_answer(503, "not healthy: " + "; ".join(silent))
     return json_answer({"status": "ok"})
 
 

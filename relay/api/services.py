@@ -32,12 +32,13 @@ class Store(Inbox, Schedules, UrlGroups, Gates, Catalog, Archive, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """`ready` lists what keeps the relay from working, as sentences; `metrics` is the Prometheus text; `limits` are
-    the relay's own, and those of a caller may differ; `generate_key` makes a fresh signing key; `keys_changed` is
-    told whose keys were rotated, and `schedules_changed` that a tick may be earlier than the scheduler believes.
-    `trusted_proxies` are the peers whose X-Forwarded-For is believed; `refusal` says why an IP address may not be
-    called, None when it may; `walk` bounds the rows of history that one search of them looks at. Once `stopping`,
-    nothing is written any more, and every answer is the last of its connection."""
+    """`alive` lists who does not answer of the processes that are this relay, `ready` what keeps it from working,
+    both as sentences; `metrics` is the Prometheus text; `limits` are the relay's own, and those of a caller may
+    differ; `generate_key` makes a fresh signing key; `keys_changed` is told whose keys were rotated, and
+    `schedules_changed` that a tick may be earlier than the scheduler believes. `trusted_proxies` are the peers
+    whose X-Forwarded-For is believed; `refusal` says why an IP address may not be called, None when it may; `walk`
+    bounds the rows of history that one search of them looks at. Once `stopping`, nothing is written any more, and
+    every answer is the last of its connection."""
 
     storage: Store
     publisher: Publisher
@@ -48,6 +49,7 @@ class Services:
     limits: Limits
     log: Log
     refusals: Refusals
+    alive: Callable[[], Awaitable[Sequence[str]]]
     ready: Callable[[], Awaitable[Sequence[str]]]
     metrics: Callable[[], Awaitable[bytes]]
     generate_key: Callable[[], str]

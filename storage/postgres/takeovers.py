@@ -56,7 +56,7 @@ class Takeovers:
         now = self._steady()
         if self._stepped_at is not None and now < self._stepped_at + REST_S:
             return False
-        return self._silent_ms < lease_ms // 2 or now >= self._opened_at + REST_S
+        return 2 * self._silent_ms < lease_ms or now >= self._opened_at + REST_S
 
 
 async def silence(connection: Connection, target: Target, node: Node) -> int:

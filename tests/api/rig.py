@@ -128,6 +128,7 @@ class Rig:
         self.publisher = Doorway(storage, self.clock)
         self.log = Recorder()
         self.problems: list[str] = []
+        self.silent: list[str] = []
         self.stopping = False
         #: Of addresses that may not be called.
         self.refusal: Refusal = lambda address: None
@@ -151,6 +152,7 @@ class Rig:
             limits=limits,
             log=self.log,
             refusals=Refusals(self.log, self.clock),
+            alive=self._alive,
             ready=self._ready,
             metrics=_three_live,
             generate_key=lambda: next(fresh_keys),
@@ -393,6 +395,9 @@ class Rig:
         """What the log says of requests that were refused; that it says anything else is a failure."""
         assert {event for event, _ in self.log.lines} <= {"request.refused"}, self.log.lines
         return [fields for _, fields in self.log.lines]
+
+    async def _alive(self) -> Sequence[str]:
+        return self.silent
 
     async def _ready(self) -> Sequence[str]:
         return self.problems

@@ -9,6 +9,12 @@ async def test_the_process_is_up_even_when_storage_is_gone(rig: Rig) -> None:
     assert (reply.status, reply.json) == (200, {"status": "ok"})
 
 
+async def test_who_does_not_answer_of_the_relays_processes_is_said(rig: Rig) -> None:
+    rig.silent += ["worker 1 does not answer"]
+    reply = await rig.call("GET", "/healthz", token=None)
+    assert (reply.status, reply.error) == (503, "not healthy: worker 1 does not answer")
+
+
 async def test_ready_means_that_nothing_is_wrong(rig: Rig) -> None:
     reply = await rig.call("GET", "/readyz", token=None)
     assert (reply.status, reply.json) == (200, {"status": "ready"})

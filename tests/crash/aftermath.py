@@ -1,6 +1,8 @@
 """What the database holds once the relay has gone, and whether all of it agrees with itself and with the ledger."""
 
-from collections.abc import Sequence, Set
+import asyncio
+import time
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -24,6 +26,9 @@ _ALL = 1_000_000
 _MORE = 1_000
 #: Everything is due by then: the year 2109.
 _END_OF_TIME = 1 << 42
+#: Longer than a fresh node waits before it takes over what others may hold.
+_PATIENCE_S = 15.0
+_TURN_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,7 @@ class Aftermath:
 
     logs: dict[str, Sequence[State]]
     dead: dict[str, DeadLetter]
-    alive: dict[str, Claim]
+    alive: Mapping[str, Claim]
     runs: dict[str, Sequence[Run]]
     problems: Sequence[str]
 
@@ -63,8 +68,7 @@ async def _examine(storage: Storage) -> Aftermath:
     )
     dead = {text_of_id(letter.message.id): letter for letter in letters}
     stats = await storage.stats()
-    claimed = await storage.claim(ClaimTerms(limit=(stats.live or 0) + _MORE, lease_ms=1), now=_END_OF_TIME)
-    alive = {text_of_id(claim.message.id): claim for claim in claimed.claims}
+    alive = await _alive(storage, stats.live or 0)
     runs = {
         view.schedule.id: await storage.runs(tenant, view.schedule.id, limit=_ALL)
         for view in await storage.schedules(tenant)
@@ -87,6 +91,20 @@ async def _examine(storage: Storage) -> Aftermath:
         if await storage.message(tenant, _number(message_id)) is None
     ]
     return Aftermath(dict(logs), dead, alive, runs, problems)
+
+
+async def _alive(storage: Storage, count: int) -> Mapping[str, Claim]:
+    """Everything that is alive, claimed. While sessions of nodes that have just gone are still there, whoever opens
+    the database leaves alone what they may hold."""
+    alive: dict[str, Claim] = {}
+    terms = ClaimTerms(limit=count + _MORE, lease_ms=1)
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        claimed = await storage.claim(terms, now=_END_OF_TIME)
+        alive |= {text_of_id(claim.message.id): claim for claim in claimed.claims}
+        if len(alive) >= count or time.monotonic() >= deadline:
+            return alive
+        await asyncio.sleep(_TURN_S)
 
 
 def contradictions(

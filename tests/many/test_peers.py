@@ -81,6 +81,14 @@ async def test_nobody_is_ready_while_one_is_not_and_it_is_named(processes: list[
     assert await processes[2].all_problems() == ["the scheduler sleeps"]
 
 
+async def test_whoever_answers_is_alive_whatever_ails_it_and_nobody_misses_one_that_is_away(
+    processes: list[Process],
+) -> None:
+    processes[1].ailments.append("storage is away")
+    await processes[2].peers.close()
+    assert await processes[0].peers.mute() == []
+
+
 async def test_what_ails_all_is_said_once(processes: list[Process]) -> None:
     for process in processes:
         process.ailments.append("storage is away")
@@ -182,6 +190,7 @@ async def test_a_mute_process_is_named_and_holds_nobody_up(processes: list[Proce
         processes[0].metrics.published.inc(5)
         async with asyncio.timeout(10):
             assert await processes[0].all_problems() == ["worker 2 does not answer"]
+            assert await processes[0].peers.mute() == ["worker 2 does not answer"]
             assert (await processes[0].all_numbers())[PUBLISHED] == 5
         released.set()
 

@@ -125,6 +125,7 @@ def test_a_stopped_worker_is_named_and_holds_no_probe_up(tmp_path: Path) -> None
         try:
             with ThreadPoolExecutor(12) as askers:
                 answers = list(askers.map(lambda _: _ask(live, "/readyz"), range(12)))
+                answers += askers.map(lambda _: _ask(live, "/healthz"), range(12))
         finally:
             os.kill(frozen, signal.SIGCONT)
         # What the kernel gave to the stopped one is not answered; everybody else says who is missing.
