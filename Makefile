@@ -33,7 +33,7 @@ format: $(VENV)/.dev  ## Rewrite the code in the house format
 bench: $(VENV)/.dev  ## Run the benchmarks and print their ratios (minutes)
 	$(BIN)/python -m tests.bench
 
-chaos: $(VENV)/.dev  ## Kill, freeze and starve relays and databases, and count what is lost (ten minutes)
+chaos: $(VENV)/.dev  ## Kill, freeze and starve relays and databases, and count what is lost (a quarter of an hour)
 	$(BIN)/python -m tests.crash
 
 clean:  ## Remove the virtual environment and every cache
