@@ -231,7 +231,6 @@ class Hammer:
             refused, taken = set(claimed.refused), claimed.claims
         else:
             refused = set(await node.settle(settlements))
-        self.busy -= 1
         assert all(leases[id_] <= self.now for id_ in refused)
         self.ending -= refused
         for settlement in settlements:
@@ -246,6 +245,8 @@ class Hammer:
             if settlement.due_at is None or settlement.claim.message.id in self.ending:
                 self.living.pop(settlement.claim.message.id, None)
         taken = await self.permitted(node, taken, now)
+        # Before, nobody sees that they are in flight, and time would move on by as much as their lease.
+        self.busy -= 1
         self.look_at(taken, now, closed & self.paused)
         return taken
 
@@ -312,14 +313,16 @@ class Hammer:
                 assert (GateKind.FLOW, message.flow.key) not in closed
                 if message.flow.key in self.starts:
                     self.starts[message.flow.key].append(now)
-        lost = {ghost.message.id for ghost in self.ghosts}
+        # While this call was on its way, another may have come later in time and ended what was lost by then.
+        ghosts = {ghost.message.id for ghost in self.ghosts}
+        lost = {id_ for id_, (_, until) in self.flying.items() if until <= self.now and id_ in ghosts}
         attempts = Counter(
             claim.message.flow.key
-            for claim, until in self.flying.values()
-            if claim.message.flow is not None and (until > now or claim.message.id not in lost)
+            for claim, _ in self.flying.values()
+            if claim.message.flow is not None and claim.message.id not in lost
         )
         assert all(attempts[key] <= slots for key, slots in _SLOTS.items()), attempts
-        flying = [id_ for id_, (_, until) in self.flying.items() if until > now or id_ not in lost]
+        flying = self.flying.keys() - lost
         assert self.limit is None or len(flying) <= self.limit
         self.most = max(self.most, len(flying))
 
